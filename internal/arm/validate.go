@@ -1,0 +1,172 @@
+package arm
+
+import (
+	"fmt"
+	"path"
+	"strconv"
+
+	"spillway.dev/spillway/internal/group"
+)
+
+// validate checks the rules that span several fields; the fields themselves are fine by now.
+func (d *decoder) validate(r *Request) {
+	s := &r.Spec
+	d.counts(s)
+	d.uniqueNames(s)
+	d.mounts(s)
+	d.portClashes(s)
+	d.totals(s)
+	d.guest(s)
+	if s.Priority == "Spot" && s.IP != nil {
+		d.fault("SpotPriorityContainerGroupNotSupportedForInboundConnectivity", "properties.ipAddress", "Spot Priority is not supported for container groups with inbound connectivity.")
+	}
+	if r.Location == "" && !d.version.Superset {
+		d.fault("LocationRequired", "location", "The field 'location' is required for this resource.")
+	}
+	servers := map[string]bool{}
+	for i, c := range s.Credentials {
+		if servers[c.Server] {
+			d.fault("", fmt.Sprintf("properties.imageRegistryCredentials[%d].server", i), "The registry server '%s' has two credentials; give one.", c.Server)
+		}
+		servers[c.Server] = true
+	}
+}
+
+// guest checks what a group with a kernel of its own cannot have: each of its containers would get one for itself, and
+// they would share neither network nor processes.
+func (d *decoder) guest(s *group.Spec) {
+	if s.Isolation != group.IsolationGVisor {
+		return
+	}
+	running := len(s.Containers)
+	for _, c := range s.InitContainers {
+		if c.Sidecar {
+			running++
+		}
+	}
+	if running > 1 {
+		d.fault("", "properties.containers", "The container group '%s' has isolation 'gvisor' and %d containers that run at the same time; with 'gvisor' it can be one. Put the others into groups of their own, or use isolation 'shared'.", d.group, running)
+	}
+	if s.ShareProcesses {
+		d.fault("", "properties.shareProcessNamespace", "The container group '%s' has isolation 'gvisor', which cannot share processes. Remove 'shareProcessNamespace'.", d.group)
+	}
+}
+
+func (d *decoder) counts(s *group.Spec) {
+	if len(s.Containers) == 0 {
+		d.fault("", "properties.containers", "The field 'properties.containers' must hold at least one container.")
+	}
+	most := func(what string, n, limit int) {
+		if n > limit {
+			d.fault("", "properties."+what, "The field 'properties.%s' has %d entries; at most %d are allowed in a container group.", what, n, limit)
+		}
+	}
+	most("containers", len(s.Containers), group.MaxContainers)
+	most("initContainers", len(s.InitContainers), group.MaxInitContainers)
+	most("volumes", len(s.Volumes), group.MaxVolumes)
+}
+
+func (d *decoder) uniqueNames(s *group.Spec) {
+	seen := map[string]bool{}
+	for _, c := range s.InitContainers {
+		d.unique(seen, "container", "properties.initContainers", c.Name)
+	}
+	for _, c := range s.Containers {
+		d.unique(seen, "container", "properties.containers", c.Name)
+	}
+	volumes := map[string]bool{}
+	for _, v := range s.Volumes {
+		d.unique(volumes, "volume", "properties.volumes", v.Name)
+	}
+}
+
+func (d *decoder) unique(seen map[string]bool, what, path, name string) {
+	if seen[name] {
+		d.fault("DuplicateName", path, "The %s name '%s' is used twice in container group '%s'. Names must be unique.", what, name, d.group)
+	}
+	seen[name] = true
+}
+
+func (d *decoder) mounts(s *group.Spec) {
+	volumes := map[string]bool{}
+	for _, v := range s.Volumes {
+		volumes[v.Name] = true
+	}
+	for _, list := range [][]group.Container{s.InitContainers, s.Containers} {
+		for _, c := range list {
+			paths := map[string]bool{}
+			for _, m := range c.Mounts {
+				if !volumes[m.Volume] {
+					d.fault("", "properties.volumes", "The container '%s' mounts the volume '%s', which the container group '%s' does not define.", c.Name, clip(m.Volume), d.group)
+				}
+				clean := path.Clean(m.Path)
+				if paths[clean] {
+					d.fault("", "properties.containers", "The container '%s' mounts two volumes at '%s'.", c.Name, clip(m.Path))
+				}
+				paths[clean] = true
+			}
+		}
+	}
+}
+
+// portClashes finds ports that two containers of the shared network claim.
+func (d *decoder) portClashes(s *group.Spec) {
+	owner := map[group.Port]string{}
+	for _, list := range [][]group.Container{s.InitContainers, s.Containers} {
+		for _, c := range list {
+			for _, p := range c.Ports {
+				if other, taken := owner[p]; taken {
+					d.fault("DuplicatePort", "properties.containers", "The port %d/%s of container '%s' is also a port of container '%s'; the containers of a group share one network.", p.Number, p.Protocol, c.Name, other)
+				}
+				owner[p] = c.Name
+			}
+		}
+	}
+	if s.IP == nil {
+		return
+	}
+	seen := map[group.Port]bool{}
+	for _, p := range s.IP.Ports {
+		if seen[p] {
+			d.fault("DuplicatePort", "properties.ipAddress.ports", "The port %d/%s is listed twice in 'properties.ipAddress.ports'.", p.Number, p.Protocol)
+		}
+		seen[p] = true
+	}
+}
+
+// totals checks limits against requests, and both against what a group may have.
+func (d *decoder) totals(s *group.Spec) {
+	total := s.Total()
+	if total.MilliCPU > group.MaxMilliCPU || total.Memory > group.MaxMemory {
+		d.fault("InvalidResourceRequest", "properties.containers", "The container group '%s' requests %s CPU and %s GB memory; at most %s CPU and %s GB are allowed for a group.",
+			d.group, Cores(total.MilliCPU), Gigabytes(total.Memory), Cores(group.MaxMilliCPU), Gigabytes(group.MaxMemory))
+	}
+	for _, c := range s.Containers {
+		d.limit(c.Name, "Cpu", Cores, [3]int64{c.Requests.MilliCPU, c.Limits.MilliCPU, total.MilliCPU})
+		d.limit(c.Name, "MemoryInGB", Gigabytes, [3]int64{c.Requests.Memory, c.Limits.Memory, total.Memory})
+	}
+	for _, c := range s.InitContainers {
+		d.limit(c.Name, "Cpu", Cores, [3]int64{c.Requests.MilliCPU, c.Limits.MilliCPU, c.Limits.MilliCPU})
+		d.limit(c.Name, "MemoryInGB", Gigabytes, [3]int64{c.Requests.Memory, c.Limits.Memory, c.Limits.Memory})
+	}
+}
+
+// limit checks one amount: request, limit and the group's total.
+func (d *decoder) limit(container, what string, show func(int64) string, amounts [3]int64) {
+	request, limit, total := amounts[0], amounts[1], amounts[2]
+	if limit == 0 {
+		return
+	}
+	if limit < request {
+		d.fault("InvalidResourceLimit", "properties.containers", "The '%s' limit '%s' in container '%s' is less than its request '%s'.", what, show(limit), container, show(request))
+	}
+	if limit > total && !d.version.Superset {
+		d.fault("ContainerLimitGreaterThanContainerGroupTotalRequest", "properties.containers", "The '%s' limit '%s' in container '%s' is greater than the total request '%s' of container group '%s'.", what, show(limit), container, show(total), d.group)
+	}
+}
+
+// Cores shows thousandths of a core as cores.
+func Cores(milli int64) string { return strconv.FormatFloat(float64(milli)/1000, 'f', -1, 64) }
+
+// Gigabytes shows bytes as GB.
+func Gigabytes(bytes int64) string { return strconv.FormatFloat(inGB(bytes), 'f', -1, 64) }

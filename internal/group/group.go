@@ -1,0 +1,262 @@
+// Package group is the vocabulary of Spillway: container groups, their parts, their states and their limits.
+//
+// It imports only the standard library and does no IO. Wire formats (Azure's JSON, the store's records) are other
+// packages' business; they translate to and from the types here. Start reading at Group.
+package group
+
+import "time"
+
+// Ref names a group in the API. Comparison of the parts is case-insensitive there; Key gives the canonical form.
+type Ref struct {
+	Subscription  string `json:"subscription"`
+	ResourceGroup string `json:"resourceGroup"`
+	Name          string `json:"name"`
+}
+
+// Desired says what the owner of a group wants of it.
+type Desired string
+
+// The three things that an owner can want. Deletion is a state, not a special path: the record goes when the host
+// has reported that nothing of the group is left.
+const (
+	Run    Desired = "Run"
+	Stop   Desired = "Stop"
+	Delete Desired = "Delete"
+)
+
+// Group is the unit of scheduling, billing and networking: containers that share namespaces, volumes and a lifecycle.
+// Writers: the API writes everything but Host, placement writes Host.
+type Group struct {
+	Ref        Ref               `json:"ref"`
+	UID        string            `json:"uid"`        // one per creation; every effect on a host is named by it
+	Generation int64             `json:"generation"` // grows with each write; hosts refuse older ones
+	Epoch      int64             `json:"epoch"`      // grows with each start, restart and update: a host runs each epoch afresh
+	Location   string            `json:"location"`
+	Tags       map[string]string `json:"tags,omitempty"`
+	Zones      []string          `json:"zones,omitempty"`
+	Created    time.Time         `json:"created"`
+	Desired    Desired           `json:"desired"`
+	Host       string            `json:"host"`
+	Spec       Spec              `json:"spec"`
+}
+
+// Spec is what the owner of a group asked for.
+type Spec struct {
+	Containers       []Container          `json:"containers"`
+	InitContainers   []Container          `json:"initContainers,omitempty"`
+	Volumes          []Volume             `json:"volumes,omitempty"`
+	RestartPolicy    RestartPolicy        `json:"restartPolicy"`
+	IP               *IPAddress           `json:"ip,omitempty"`
+	DNS              *DNSConfig           `json:"dns,omitempty"`
+	Credentials      []RegistryCredential `json:"credentials,omitempty"`
+	SKU              string               `json:"sku,omitempty"`      // Standard
+	Priority         string               `json:"priority,omitempty"` // Regular or Spot
+	Labels           map[string]string    `json:"labels,omitempty"`
+	Isolation        Isolation            `json:"isolation,omitempty"`
+	HostAliases      []HostAlias          `json:"hostAliases,omitempty"`
+	Hostname         string               `json:"hostname,omitempty"` // default: the group's name
+	Sysctls          map[string]string    `json:"sysctls,omitempty"`
+	ShareProcesses   bool                 `json:"shareProcesses,omitempty"`   // one process namespace for the group
+	GraceSeconds     *int                 `json:"graceSeconds,omitempty"`     // SIGTERM → SIGKILL; default DefaultGraceSeconds
+	EphemeralStorage int64                `json:"ephemeralStorage,omitempty"` // bytes of writable layers, logs and disk emptyDirs; 0 = no limit
+}
+
+// RestartPolicy says which exits start a container again.
+type RestartPolicy string
+
+// Restart policies as in Azure and Kubernetes. Never is exact: no exit is followed by a start.
+const (
+	RestartAlways    RestartPolicy = "Always"
+	RestartOnFailure RestartPolicy = "OnFailure"
+	RestartNever     RestartPolicy = "Never"
+)
+
+// Isolation is the class of separation between a group and the host's kernel.
+type Isolation string
+
+// Isolation classes. Shared: namespaces, seccomp and dropped capabilities on the host's kernel. GVisor: a kernel of
+// the group's own in user space (runsc).
+const (
+	IsolationShared Isolation = "shared"
+	IsolationGVisor Isolation = "gvisor"
+)
+
+// Container is one program of a group. Init containers use the same type; Sidecar is theirs alone.
+type Container struct {
+	Name           string            `json:"name"`
+	Image          string            `json:"image"`
+	Command        []string          `json:"command,omitempty"` // replaces the image's entrypoint and command
+	Args           []string          `json:"args,omitempty"`    // replaces the image's command only
+	WorkingDir     string            `json:"workingDir,omitempty"`
+	Env            []EnvVar          `json:"env,omitempty"`
+	Ports          []Port            `json:"ports,omitempty"`
+	Requests       Resources         `json:"requests"`
+	Limits         Resources         `json:"limits"` // zero fields: the requests
+	Mounts         []Mount           `json:"mounts,omitempty"`
+	Liveness       *Probe            `json:"liveness,omitempty"`
+	Readiness      *Probe            `json:"readiness,omitempty"`
+	Startup        *Probe            `json:"startup,omitempty"`
+	PostStart      *Handler          `json:"postStart,omitempty"`
+	PreStop        *Handler          `json:"preStop,omitempty"`
+	Security       *Security         `json:"security,omitempty"`
+	ConfigMap      map[string]string `json:"configMap,omitempty"` // files under /mnt/configmap/<container>/, updated live
+	Sidecar        bool              `json:"sidecar,omitempty"`   // an init container that keeps running beside the others
+	TTY            bool              `json:"tty,omitempty"`
+	Stdin          bool              `json:"stdin,omitempty"`
+	MessagePath    string            `json:"messagePath,omitempty"` // termination message file; default DefaultMessagePath
+	StopSignal     string            `json:"stopSignal,omitempty"`  // default: the image's, else SIGTERM
+	MessageFromLog bool              `json:"messageFromLog,omitempty"`
+}
+
+// EnvVar is one environment variable. Secret values are never returned by the API and never logged.
+type EnvVar struct {
+	Name   string `json:"name"`
+	Value  string `json:"value,omitempty"`
+	Secret bool   `json:"secret,omitempty"`
+}
+
+// Port is a port that a container listens on, or that a group publishes.
+type Port struct {
+	Number   int    `json:"number"`
+	Protocol string `json:"protocol"` // TCP or UDP
+}
+
+// Resources are amounts of a host. CPU is in thousandths of a core, memory in bytes.
+type Resources struct {
+	MilliCPU int64 `json:"milliCPU,omitempty"`
+	Memory   int64 `json:"memory,omitempty"`
+}
+
+// Mount puts a volume into a container.
+type Mount struct {
+	Volume   string `json:"volume"`
+	Path     string `json:"path"`
+	ReadOnly bool   `json:"readOnly,omitempty"`
+	SubPath  string `json:"subPath,omitempty"` // relative, inside the volume
+}
+
+// Volume is storage of a group. Exactly one source is set.
+type Volume struct {
+	Name      string     `json:"name"`
+	EmptyDir  *EmptyDir  `json:"emptyDir,omitempty"`
+	Secret    *Files     `json:"secret,omitempty"`    // on tmpfs
+	ConfigMap *Files     `json:"configMap,omitempty"` // updated live
+	GitRepo   *GitRepo   `json:"gitRepo,omitempty"`
+	AzureFile *AzureFile `json:"azureFile,omitempty"`
+}
+
+// EmptyDir is scratch space that lives as long as the group.
+type EmptyDir struct {
+	Memory    bool  `json:"memory,omitempty"` // tmpfs instead of disk
+	SizeLimit int64 `json:"sizeLimit,omitempty"`
+}
+
+// Files is a volume made of named files.
+type Files struct {
+	Data map[string][]byte `json:"data"`
+	Mode uint32            `json:"mode,omitempty"` // permission bits of each file; default DefaultFileMode
+	// Modes overrides Mode for single files.
+	Modes map[string]uint32 `json:"modes,omitempty"`
+}
+
+// GitRepo is a repository cloned when the group starts, inside a locked-down container.
+type GitRepo struct {
+	Repository string `json:"repository"`
+	Directory  string `json:"directory,omitempty"`
+	Revision   string `json:"revision,omitempty"`
+}
+
+// AzureFile is a named share: a directory share of the platform, or SMB.
+type AzureFile struct {
+	Share      string `json:"share"`
+	Account    string `json:"account"`
+	AccountKey string `json:"accountKey,omitempty"`
+	ReadOnly   bool   `json:"readOnly,omitempty"`
+}
+
+// IPAddress asks for an address that others can reach.
+type IPAddress struct {
+	Public     bool   `json:"public"` // else Private
+	Ports      []Port `json:"ports"`
+	DNSLabel   string `json:"dnsLabel,omitempty"`
+	LabelScope string `json:"labelScope,omitempty"`
+	Requested  string `json:"requested,omitempty"` // the address in the request
+}
+
+// DNSConfig replaces the resolver configuration inside the group.
+type DNSConfig struct {
+	Servers []string `json:"servers"`
+	Search  []string `json:"search,omitempty"`
+	Options []string `json:"options,omitempty"`
+}
+
+// RegistryCredential logs in to one image registry.
+type RegistryCredential struct {
+	Server   string `json:"server"`
+	Username string `json:"username"`
+	Password string `json:"password"`
+}
+
+// HostAlias is a line of /etc/hosts.
+type HostAlias struct {
+	IP    string   `json:"ip"`
+	Names []string `json:"names"`
+}
+
+// Security narrows or widens what a container may do, within what the platform allows.
+type Security struct {
+	User            *int64   `json:"user,omitempty"`
+	Group           *int64   `json:"group,omitempty"`
+	ExtraGroups     []int64  `json:"extraGroups,omitempty"`
+	AddCaps         []string `json:"addCaps,omitempty"` // without CAP_
+	DropCaps        []string `json:"dropCaps,omitempty"`
+	ReadOnlyRoot    bool     `json:"readOnlyRoot,omitempty"`
+	AllowEscalation bool     `json:"allowEscalation,omitempty"` // false: no_new_privs
+	Seccomp         string   `json:"seccomp,omitempty"`         // base64 of an OCI seccomp profile; "" = the platform's
+	RunAsNonRoot    bool     `json:"runAsNonRoot,omitempty"`
+}
+
+// Probe asks a container how it is. Zero fields take Kubernetes' defaults (see WithDefaults).
+type Probe struct {
+	Handler
+	InitialDelaySeconds int `json:"initialDelaySeconds,omitempty"`
+	PeriodSeconds       int `json:"periodSeconds,omitempty"`
+	TimeoutSeconds      int `json:"timeoutSeconds,omitempty"`
+	SuccessThreshold    int `json:"successThreshold,omitempty"`
+	FailureThreshold    int `json:"failureThreshold,omitempty"`
+}
+
+// Handler is one way to ask or tell a container something. Exactly one is set.
+type Handler struct {
+	Exec         []string    `json:"exec,omitempty"`
+	HTTP         *HTTPGet    `json:"http,omitempty"`
+	TCP          *TCPConnect `json:"tcp,omitempty"`
+	GRPC         *GRPCCheck  `json:"grpc,omitempty"`
+	SleepSeconds int         `json:"sleepSeconds,omitempty"` // hooks only
+}
+
+// HTTPGet is fine when it answers 200 to 399.
+type HTTPGet struct {
+	Path    string   `json:"path,omitempty"`
+	Port    int      `json:"port"`
+	Host    string   `json:"host,omitempty"` // Host header; the connection always goes to the group's own address
+	HTTPS   bool     `json:"https,omitempty"`
+	Headers []Header `json:"headers,omitempty"`
+}
+
+// Header is one HTTP header.
+type Header struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
+}
+
+// TCPConnect is fine when the port accepts a connection.
+type TCPConnect struct {
+	Port int `json:"port"`
+}
+
+// GRPCCheck is fine when grpc.health.v1 says SERVING.
+type GRPCCheck struct {
+	Port    int    `json:"port"`
+	Service string `json:"service,omitempty"`
+}

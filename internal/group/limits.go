@@ -1,0 +1,100 @@
+package group
+
+import "time"
+
+// Limits of one group. Sources: Azure's quota page for the counts, the platform's own measurements for the rest.
+const (
+	MaxContainers     = 60
+	MaxInitContainers = 59
+	MaxVolumes        = 20
+	MaxPorts          = 5            // per IP address
+	MaxMilliCPU       = 31_000       // per group
+	MaxMemory         = 240 << 30    // bytes, per group
+	MinMemory         = 4 << 20      // bytes, per container: what an exec of a small program needs
+	MinMilliCPU       = 10           // per container
+	MaxBody           = 4 << 20      // bytes of an API request
+	MaxEvents         = 50           // kept per group and per container
+	MaxLogAnswer      = 4 << 20      // bytes of one answer of the logs call
+	MaxLogFile        = 10 << 20     // bytes of one log file before it is rotated
+	MaxLogFiles       = 3            // per container, the current one included
+	MaxMessage        = 4096         // bytes of a termination message
+	MaxID             = 1<<31 - 1    // largest user or group id: above it an id wraps to another user
+	MaxSecretBytes    = 1 << 20      // bytes of all files of one secret or config map volume
+	MaxGraceSeconds   = 24 * 60 * 60 // longest termination grace
+)
+
+// Defaults.
+const (
+	DefaultGraceSeconds = 30
+	DefaultMessagePath  = "/dev/termination-log"
+	DefaultFileMode     = 0o644
+	DefaultPidsLimit    = 4096 // tasks per container
+)
+
+// Restart back-off: 10 s doubling to 5 min, forgotten after 10 min of running (Kubernetes' numbers).
+const (
+	BackoffBase  = 10 * time.Second
+	BackoffMax   = 5 * time.Minute
+	BackoffReset = 10 * time.Minute
+)
+
+// Grace is the time between SIGTERM and SIGKILL.
+func (s *Spec) Grace() time.Duration {
+	if s.GraceSeconds == nil {
+		return DefaultGraceSeconds * time.Second
+	}
+	return time.Duration(*s.GraceSeconds) * time.Second
+}
+
+// Limit is what a container may use at most: its limits, its requests where it has none.
+func (c *Container) Limit() Resources {
+	limit := c.Limits
+	if limit.MilliCPU == 0 {
+		limit.MilliCPU = c.Requests.MilliCPU
+	}
+	if limit.Memory == 0 {
+		limit.Memory = c.Requests.Memory
+	}
+	return limit
+}
+
+// Total is what a group reserves on a host: the sum of its containers and sidecars, or the largest init container
+// when that is more.
+func (s *Spec) Total() Resources {
+	var sum, peak Resources
+	for _, c := range s.InitContainers {
+		if c.Sidecar {
+			sum = sum.Add(c.Requests)
+			continue
+		}
+		peak = peak.Max(sum.Add(c.Requests))
+	}
+	for _, c := range s.Containers {
+		sum = sum.Add(c.Requests)
+	}
+	return sum.Max(peak)
+}
+
+// Add sums two amounts.
+func (r Resources) Add(o Resources) Resources {
+	return Resources{MilliCPU: r.MilliCPU + o.MilliCPU, Memory: r.Memory + o.Memory}
+}
+
+// Max is the larger of each amount.
+func (r Resources) Max(o Resources) Resources {
+	return Resources{MilliCPU: max(r.MilliCPU, o.MilliCPU), Memory: max(r.Memory, o.Memory)}
+}
+
+// WithDefaults fills the zero fields as Kubernetes does.
+func (p Probe) WithDefaults() Probe {
+	def := func(v *int, d int) {
+		if *v == 0 {
+			*v = d
+		}
+	}
+	def(&p.PeriodSeconds, 10)
+	def(&p.TimeoutSeconds, 1)
+	def(&p.SuccessThreshold, 1)
+	def(&p.FailureThreshold, 3)
+	return p
+}
