@@ -1,0 +1,44 @@
+package store
+
+import "strings"
+
+// The layout: every key of the platform is made here. Names that users choose are lower-cased by the callers, and
+// hold no slash.
+const (
+	Root           = "/spillway/"
+	Groups         = Root + "groups/"         // subscription/resource group/name → group
+	Statuses       = Root + "statuses/"       // uid → last status worth keeping
+	ResourceGroups = Root + "resourcegroups/" // subscription/name → resource group
+	Labels         = Root + "labels/"         // location/label → uid
+	Hosts          = Root + "hosts/"          // name → what the platform wants of a host
+	Principals     = Root + "principals/"     // client id → principal
+	SigningKeys    = Root + "signingkeys/"    // key id → token signing key
+	Tenant         = Root + "tenant"          // → tenant and subscriptions
+)
+
+// GroupKey is the key of a group.
+func GroupKey(subscription, resourceGroup, name string) string {
+	return Groups + join(subscription, resourceGroup, name)
+}
+
+// ResourceGroupKey is the key of a resource group.
+func ResourceGroupKey(subscription, name string) string {
+	return ResourceGroups + join(subscription, name)
+}
+
+// StatusKey is the key of a status.
+func StatusKey(uid string) string { return Statuses + uid }
+
+// LabelKey is the key that makes a DNS label unique in its location.
+func LabelKey(location, label string) string { return Labels + join(location, label) }
+
+// HostKey is the key of what the platform wants of a host.
+func HostKey(name string) string { return Hosts + name }
+
+// PrincipalKey is the key of a principal.
+func PrincipalKey(clientID string) string { return Principals + strings.ToLower(clientID) }
+
+// SigningKey is the key of a token signing key.
+func SigningKey(id string) string { return SigningKeys + id }
+
+func join(parts ...string) string { return strings.ToLower(strings.Join(parts, "/")) }
