@@ -1,0 +1,124 @@
+package dns
+
+import (
+	"net/netip"
+	"strings"
+	"sync"
+)
+
+// Owner is who names belong to: a group.
+type Owner struct {
+	Addr    netip.Addr // where its questions come from
+	Network uint32     // whose names it sees beside the public ones
+	Names   []Name
+}
+
+// Name is one name of an owner.
+type Name struct {
+	Name   string     // in full, without the final dot
+	Addr   netip.Addr // where it leads
+	Public bool       // seen by all; else by owners of the same network
+}
+
+// Table is what names mean now. Safe for concurrent use; it does no IO.
+type Table struct {
+	mu      sync.RWMutex // guards all
+	owners  map[string]Owner
+	names   map[string]map[string][]Name     // name → owner → entries
+	reverse map[netip.Addr]map[string][]Name // address → owner → entries
+	sources map[netip.Addr]uint32            // address → network
+}
+
+// NewTable makes an empty table.
+func NewTable() *Table {
+	return &Table{owners: map[string]Owner{}, names: map[string]map[string][]Name{}, reverse: map[netip.Addr]map[string][]Name{}, sources: map[netip.Addr]uint32{}}
+}
+
+// Set replaces all names of an owner.
+func (t *Table) Set(owner string, o Owner) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.remove(owner)
+	t.owners[owner] = o
+	if o.Addr.IsValid() {
+		t.sources[o.Addr] = o.Network
+	}
+	for _, n := range o.Names {
+		n.Name = fold(n.Name)
+		put(t.names, n.Name, owner, n)
+		put(t.reverse, n.Addr, owner, n)
+	}
+}
+
+// Remove forgets an owner.
+func (t *Table) Remove(owner string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.remove(owner)
+}
+
+func (t *Table) remove(owner string) {
+	o, ok := t.owners[owner]
+	if !ok {
+		return
+	}
+	delete(t.owners, owner)
+	delete(t.sources, o.Addr)
+	for _, n := range o.Names {
+		drop(t.names, fold(n.Name), owner)
+		drop(t.reverse, n.Addr, owner)
+	}
+}
+
+func put[K comparable](m map[K]map[string][]Name, key K, owner string, n Name) {
+	if m[key] == nil {
+		m[key] = map[string][]Name{}
+	}
+	m[key][owner] = append(m[key][owner], n)
+}
+
+func drop[K comparable](m map[K]map[string][]Name, key K, owner string) {
+	if delete(m[key], owner); len(m[key]) == 0 {
+		delete(m, key)
+	}
+}
+
+// Lookup gives the addresses of a name as seen from a source.
+func (t *Table) Lookup(name string, source netip.Addr) []netip.Addr {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	var out []netip.Addr
+	for owner, list := range t.names[fold(name)] {
+		for _, n := range list {
+			if t.sees(source, owner, n) {
+				out = append(out, n.Addr)
+			}
+		}
+	}
+	return out
+}
+
+// Reverse gives the names of an address as seen from a source.
+func (t *Table) Reverse(a, source netip.Addr) []string {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	var out []string
+	for owner, list := range t.reverse[a] {
+		for _, n := range list {
+			if t.sees(source, owner, n) {
+				out = append(out, n.Name)
+			}
+		}
+	}
+	return out
+}
+
+func (t *Table) sees(source netip.Addr, owner string, n Name) bool {
+	if n.Public {
+		return true
+	}
+	network, ok := t.sources[source]
+	return ok && network != 0 && network == t.owners[owner].Network
+}
+
+func fold(name string) string { return strings.ToLower(strings.TrimSuffix(name, ".")) }

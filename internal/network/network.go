@@ -1,0 +1,243 @@
+// Package network gives every group an address of its own and keeps groups of different networks apart.
+//
+// The plan (names, addresses, rules, elements) is pure; a thin part applies it through netlink. Traffic is routed, not
+// bridged: each slot has a veth pair whose far end is eth0 of the slot's network namespace, the group's address is a
+// /32 there, and the gateway is one address on the host's loopback device. All filtering is one nftables table per
+// platform instance whose number of rules is constant; what changes are elements of maps and sets.
+//
+// It must never start a process, never touch a link, table or route of another instance, and never do more than one
+// netlink change when a group joins its network. Start reading at Open, then ruleset.go.
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"sync"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"spillway.dev/spillway/internal/group"
+)
+
+// Config says what one platform instance owns of a machine's network.
+type Config struct {
+	Instance string         // 4 hexadecimal digits, unique on the machine: part of every name
+	CIDR     netip.Prefix   // addresses of groups; its first address is the gateway (see ChooseCIDR)
+	Public   []netip.Prefix // addresses that groups of type Public get; none: no public addresses
+	Log      *slog.Logger
+}
+
+// Slot is a ready-made sandbox network: a veth pair and an address, in a network namespace that nothing else uses.
+type Slot struct {
+	Index uint32     // unique in the instance: names the link
+	Addr  netip.Addr // inside Config.CIDR
+	NetNS *os.File   // needed by Attach only
+}
+
+// Membership connects an address with a network. Addresses without one reach nothing and are reached by the host only.
+type Membership struct {
+	Addr    netip.Addr
+	Network uint32       // groups with the same number reach each other; never 0
+	Public  netip.Addr   // invalid: none
+	Ports   []group.Port // ports that are reachable at Public
+}
+
+// Network is one instance's part of this machine's network. All methods are safe for concurrent use. It stays bound to
+// the network namespace in which Open was called.
+type Network struct {
+	cfg  Config
+	plan plan
+	log  *slog.Logger
+
+	home  *os.File        // the network namespace of the machine
+	route *netlink.Handle // slow paths: listing
+
+	mu   sync.Mutex // guards nf and have: batches are serial in the kernel anyway
+	nf   *socket
+	have elements // what the table's sets hold
+
+	rtMu sync.Mutex // guards rt
+	rt   *socket
+}
+
+// Open makes the table, the gateway address and the public routes of an instance, or adopts those that are there.
+func Open(ctx context.Context, cfg Config) (*Network, error) {
+	p, err := newPlan(cfg)
+	if err != nil {
+		return nil, err
+	}
+	_, err = os.Stat("/proc/sys/net/ipv6/conf")
+	p.ipv6 = err == nil
+	n := &Network{cfg: cfg, plan: p, log: cfg.Log}
+	if n.log == nil {
+		n.log = slog.New(slog.DiscardHandler)
+	}
+	if err := n.open(); err != nil {
+		return nil, errors.Join(fmt.Errorf("open network %s of instance %s: %w", cfg.CIDR, cfg.Instance, err), n.Close())
+	}
+	n.log.InfoContext(ctx, "network ready", "instance", cfg.Instance, "cidr", cfg.CIDR.String(), "gateway", p.gateway.String(), "addresses", len(n.have.guard))
+	return n, nil
+}
+
+func (n *Network) open() error {
+	var err error
+	if n.home, err = os.Open("/proc/thread-self/ns/net"); err != nil {
+		return fmt.Errorf("open own network namespace: %w", err)
+	}
+	if n.route, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+		return fmt.Errorf("open route socket: %w", err)
+	}
+	if n.rt, err = dial(unix.NETLINK_ROUTE); err != nil {
+		return err
+	}
+	if n.nf, err = dial(unix.NETLINK_NETFILTER); err != nil {
+		return err
+	}
+	if err := n.checkPublic(); err != nil {
+		return err
+	}
+	// Forwarding is the one setting that belongs to the whole machine; groups reach nothing without it.
+	if err := writeSysctl("net/ipv4/ip_forward", "1"); err != nil {
+		return err
+	}
+	if err := n.addGateway(); err != nil {
+		return err
+	}
+	if err := applyRuleset(n.plan); err != nil {
+		return err
+	}
+	n.have, err = n.readElements()
+	return err
+}
+
+// Gateway is the address where groups find the platform: their default route and their DNS server.
+func (n *Network) Gateway() netip.Addr { return n.plan.gateway }
+
+// CIDR is the range that groups' addresses come from.
+func (n *Network) CIDR() netip.Prefix { return n.cfg.CIDR }
+
+// Close closes the sockets; links, addresses and rules stay, and groups keep their network.
+func (n *Network) Close() error {
+	var errs []error
+	if n.route != nil {
+		n.route.Close()
+	}
+	if n.home != nil {
+		errs = append(errs, n.home.Close())
+	}
+	for _, s := range []*socket{n.rt, n.nf} {
+		if s != nil {
+			errs = append(errs, s.close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Join puts an address into its network, and its public ports into the map. It is one netlink batch; joining again
+// with the same membership changes nothing, with another one replaces it.
+func (n *Network) Join(_ context.Context, m Membership) error {
+	if err := n.plan.check(m); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	want := membershipElements(m)
+	if err := n.commit(func(have elements) (del, add []element) { return have.replace(m.Addr, want) }); err != nil {
+		return fmt.Errorf("join %s to network %d: %w", m.Addr, m.Network, err)
+	}
+	return nil
+}
+
+// Leave takes addresses out of their networks and forgets their connections, so that the next owner of an address
+// inherits none. Addresses without a membership are skipped.
+func (n *Network) Leave(_ context.Context, addrs ...netip.Addr) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	err := n.commit(func(have elements) (del, add []element) {
+		seen := map[netip.Addr]bool{}
+		for _, a := range addrs {
+			if seen[a] {
+				continue
+			}
+			seen[a] = true
+			d, _ := have.replace(a, nil)
+			del = append(del, d...)
+		}
+		return del, nil
+	})
+	if err != nil {
+		return fmt.Errorf("leave networks: %w", err)
+	}
+	return n.forgetConnections(addrs)
+}
+
+// commit applies a change, computed from what the table holds, in one batch and records it. When the kernel disagrees
+// with the record (somebody else changed the table), the record is read again and the change computed anew, once.
+func (n *Network) commit(change func(have elements) (del, add []element)) error {
+	del, add := change(n.have)
+	err := n.nf.do(encodeElements(n.plan.table, del, add)...)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY) {
+		have, readErr := n.readElements()
+		if readErr != nil {
+			return errors.Join(err, readErr)
+		}
+		n.have = have
+		del, add = change(have)
+		err = n.nf.do(encodeElements(n.plan.table, del, add)...)
+	}
+	if err != nil {
+		return err
+	}
+	n.have.apply(del, add)
+	return nil
+}
+
+// forgetConnections removes the tracked connections of addresses.
+func (n *Network) forgetConnections(addrs []netip.Addr) error {
+	if len(addrs) == 0 {
+		return nil
+	}
+	filter := connectionsOf{}
+	for _, a := range addrs {
+		filter[a] = true
+	}
+	h, err := netlink.NewHandleAt(netns.NsHandle(n.home.Fd()), unix.NETLINK_NETFILTER)
+	if err != nil {
+		return fmt.Errorf("open connection tracking: %w", err)
+	}
+	defer h.Close()
+	if _, err := h.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, filter); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("forget connections: %w", err)
+	}
+	return nil
+}
+
+// connectionsOf matches the connections of a set of addresses.
+type connectionsOf map[netip.Addr]bool
+
+// MatchConntrackFlow says whether any end of the connection, before or after translation, is in the set.
+func (c connectionsOf) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
+	for _, ip := range [][]byte{f.Forward.SrcIP, f.Forward.DstIP, f.Reverse.SrcIP, f.Reverse.DstIP} {
+		if a, ok := netip.AddrFromSlice(ip); ok && c[a.Unmap()] {
+			return true
+		}
+	}
+	return false
+}
+
+func writeSysctl(name, value string) error {
+	path := "/proc/sys/" + name
+	if old, err := os.ReadFile(path); err == nil && len(old) > 0 && string(old[:len(old)-1]) == value {
+		return nil // also on machines where /proc/sys is read-only but right
+	}
+	if err := os.WriteFile(path, []byte(value), 0); err != nil {
+		return fmt.Errorf("set %s=%s: %w", name, value, err)
+	}
+	return nil
+}

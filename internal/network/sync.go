@@ -1,0 +1,370 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"spillway.dev/spillway/internal/fault"
+)
+
+// Keep is a slot that stays at a Sync, with its membership when it has one.
+type Keep struct {
+	Slot       Slot
+	Membership *Membership
+}
+
+// Report says what a Sync found wrong, and what of it it could not put right.
+type Report struct {
+	Links    int    // links removed
+	Elements int    // entries removed
+	Restored int    // entries put back
+	Missing  []Slot // kept slots whose link is gone: their groups have no network
+}
+
+// Detach removes slots: links, with them their routes, then every entry of their addresses. All links of one call go
+// together, which costs the kernel one wait instead of one each. What is not there is no error.
+func (n *Network) Detach(ctx context.Context, slots ...Slot) error {
+	var links []string
+	var addrs []netip.Addr
+	for _, s := range slots {
+		links = append(links, n.plan.link(s.Index))
+		addrs = append(addrs, s.Addr)
+	}
+	errs := []error{n.deleteLinks(links...), n.Leave(ctx, addrs...)}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	errs = append(errs, n.commit(func(have elements) (del, add []element) {
+		for i, a := range addrs {
+			// Only this slot's entry: the address may belong to another slot by now.
+			if e := guardElement(links[i], a); have.guard[a] == e && !slices.Contains(del, e) {
+				del = append(del, e)
+			}
+		}
+		return del, nil
+	}))
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("detach %d slots: %w", len(slots), err)
+	}
+	return nil
+}
+
+// deleteLinks moves links into the instance's death group and deletes the group.
+func (n *Network) deleteLinks(names ...string) error {
+	n.rtMu.Lock()
+	defer n.rtMu.Unlock()
+	var msgs []*message
+	for _, name := range names {
+		index, err := n.rt.index(name)
+		if errors.Is(err, unix.ENODEV) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		msgs = append(msgs, newMessage(unix.RTM_NEWLINK, unix.NLM_F_ACK, linkHead(index, 0)).u32(unix.IFLA_GROUP, n.plan.group))
+	}
+	if len(msgs) == 0 {
+		return nil
+	}
+	msgs = append(msgs, newMessage(unix.RTM_DELLINK, unix.NLM_F_ACK, linkHead(0, 0)).u32(unix.IFLA_GROUP, n.plan.group))
+	if err := n.rt.do(msgs...); err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("delete links %v: %w", names, err)
+	}
+	return nil
+}
+
+// Sync makes this instance's part of the machine equal to what is kept: other links and entries go, missing entries
+// come back.
+func (n *Network) Sync(ctx context.Context, keep []Keep) (Report, error) {
+	var r Report
+	present, err := n.links()
+	if err != nil {
+		return r, err
+	}
+	want := newElements()
+	for _, k := range keep {
+		link := n.plan.link(k.Slot.Index)
+		if !present[link] {
+			r.Missing = append(r.Missing, k.Slot)
+			continue
+		}
+		delete(present, link)
+		add := []element{guardElement(link, k.Slot.Addr)}
+		if k.Membership != nil {
+			add = append(add, membershipElements(*k.Membership)...)
+		}
+		want.apply(nil, add)
+	}
+	var stray []string
+	for name := range present {
+		stray = append(stray, name)
+	}
+	if r.Links = len(stray); r.Links > 0 {
+		if err := n.deleteLinks(stray...); err != nil {
+			return r, fmt.Errorf("sync network: %w", err)
+		}
+	}
+	if err := n.syncElements(want, &r); err != nil {
+		return r, fmt.Errorf("sync network: %w", err)
+	}
+	if r.Links+r.Elements+r.Restored+len(r.Missing) > 0 {
+		n.log.InfoContext(ctx, "network put right", "instance", n.plan.instance, "links", r.Links, "elements", r.Elements, "restored", r.Restored, "missing", len(r.Missing))
+	}
+	return r, nil
+}
+
+func (n *Network) syncElements(want elements, r *Report) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	have, err := n.readElements()
+	if err != nil {
+		return err
+	}
+	n.have = have
+	gone := map[netip.Addr]bool{}
+	err = n.commit(func(have elements) (del, add []element) {
+		has, should := have.all(), want.all()
+		for e := range has {
+			if !should[e] {
+				del = append(del, e)
+				gone[e.owner()] = true
+			}
+		}
+		for e := range should {
+			if !has[e] {
+				add = append(add, e)
+			}
+		}
+		r.Elements, r.Restored = len(del), len(add)
+		return del, add
+	})
+	if err != nil {
+		return err
+	}
+	var addrs []netip.Addr
+	for a := range gone {
+		addrs = append(addrs, a)
+	}
+	return n.forgetConnections(addrs)
+}
+
+// listTries is how often a list is read again that changed while it was read: on a busy machine links come and go all
+// the time.
+const listTries = 20
+
+// whole reads a list until it comes in one piece.
+func whole[T any](list func() ([]T, error)) ([]T, error) {
+	var all []T
+	var err error
+	for range listTries {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return all, err
+		}
+	}
+	return all, err
+}
+
+// links are the names of this instance's links on the host.
+func (n *Network) links() (map[string]bool, error) {
+	all, err := whole(n.route.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	out := map[string]bool{}
+	for _, l := range all {
+		if name := l.Attrs().Name; strings.HasPrefix(name, n.plan.links) {
+			out[name] = true
+		}
+	}
+	return out, nil
+}
+
+// Slots are the indexes of the links that are there: what a host that lost its records still has.
+func (n *Network) Slots() ([]uint32, error) {
+	present, err := n.links()
+	if err != nil {
+		return nil, err
+	}
+	var out []uint32
+	for name := range present {
+		if i, err := strconv.ParseUint(strings.TrimPrefix(name, n.plan.links), 16, 32); err == nil {
+			out = append(out, uint32(i))
+		}
+	}
+	return out, nil
+}
+
+// Purge removes everything of this instance: links, table, gateway address and public routes. Only the machine-wide
+// forwarding switch stays as it is, because others may rely on it.
+func (n *Network) Purge(_ context.Context) error {
+	present, err := n.links()
+	if err != nil {
+		return err
+	}
+	var names []string
+	for name := range present {
+		names = append(names, name)
+	}
+	errs := []error{n.deleteLinks(names...), n.removeTable(), n.removeGateway()}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("purge network of instance %s: %w", n.plan.instance, err)
+	}
+	return nil
+}
+
+func (n *Network) removeTable() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	head := []byte{unix.NFPROTO_INET, unix.NFNETLINK_V0, 0, 0}
+	m := newMessage(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_DELTABLE, unix.NLM_F_ACK, head).text(unix.NFTA_TABLE_NAME, n.plan.table)
+	n.have = newElements()
+	if err := n.nf.do(m); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("delete table %s: %w", n.plan.table, err)
+	}
+	return nil
+}
+
+// addGateway puts the gateway address on loopback and makes public ranges local to this machine, so that it answers
+// for each of their addresses without one address record each.
+func (n *Network) addGateway() error {
+	n.rtMu.Lock()
+	defer n.rtMu.Unlock()
+	gw := n.plan.gateway.AsSlice()
+	msgs := []*message{linkUp(loopbackIndex), newAddress(loopbackIndex, gw)}
+	for _, p := range n.plan.public {
+		msgs = append(msgs, publicRoute(p, gw))
+	}
+	if err := n.rt.do(msgs...); err != nil {
+		return fmt.Errorf("add gateway %s: %w", n.plan.gateway, err)
+	}
+	return nil
+}
+
+func (n *Network) removeGateway() error {
+	n.rtMu.Lock()
+	defer n.rtMu.Unlock()
+	var errs []error
+	gw := n.plan.gateway.AsSlice()
+	for _, p := range n.plan.public {
+		m := publicRoute(p, gw)
+		asDelete(m, unix.RTM_DELROUTE)
+		errs = append(errs, ignore(n.rt.do(m), unix.ESRCH))
+	}
+	m := newAddress(loopbackIndex, gw)
+	asDelete(m, unix.RTM_DELADDR)
+	return errors.Join(append(errs, ignore(n.rt.do(m), unix.EADDRNOTAVAIL))...)
+}
+
+func publicRoute(p netip.Prefix, gateway []byte) *message {
+	return route(routeSpec{dst: p.Addr().AsSlice(), bits: uint8(p.Bits()), dev: loopbackIndex, src: gateway,
+		scope: unix.RT_SCOPE_HOST, kind: unix.RTN_LOCAL, table: unix.RT_TABLE_LOCAL})
+}
+
+// asDelete turns the message that makes a thing into the one that removes it.
+func asDelete(m *message, kind uint16) {
+	flags := uint16(unix.NLM_F_REQUEST | unix.NLM_F_ACK)
+	m.b[4], m.b[5], m.b[6], m.b[7] = byte(kind), byte(kind>>8), byte(flags), byte(flags>>8)
+}
+
+func ignore(err error, code unix.Errno) error {
+	if errors.Is(err, code) {
+		return nil
+	}
+	return err
+}
+
+// checkPublic refuses public ranges that hold an address of this machine: packets to it would be dropped.
+func (n *Network) checkPublic() error {
+	addrs, err := whole(func() ([]netlink.Addr, error) { return n.route.AddrList(nil, unix.AF_INET) })
+	if err != nil {
+		return fmt.Errorf("list addresses: %w", err)
+	}
+	for _, a := range addrs {
+		ip, ok := netip.AddrFromSlice(a.IP.To4())
+		for _, p := range n.plan.public {
+			if ok && p.Contains(ip) {
+				return fault.New(fault.Invalid, "", "public range %s holds %s, an address of this machine itself: leave it out of --public-addresses", p, ip)
+			}
+		}
+	}
+	return nil
+}
+
+// HostPrefixes are the ranges that this machine's addresses and routes use: what ChooseCIDR must avoid.
+func HostPrefixes() ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	addrs, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, unix.AF_INET) })
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	for _, a := range addrs {
+		if ip, ok := netip.AddrFromSlice(a.IP.To4()); ok {
+			ones, _ := a.Mask.Size()
+			out = append(out, netip.PrefixFrom(ip, ones).Masked())
+		}
+	}
+	routes, err := whole(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(unix.AF_INET, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	for _, r := range routes {
+		if r.Dst == nil {
+			continue
+		}
+		if ip, ok := netip.AddrFromSlice(r.Dst.IP.To4()); ok {
+			ones, _ := r.Dst.Mask.Size()
+			out = append(out, netip.PrefixFrom(ip, ones).Masked())
+		}
+	}
+	return out, nil
+}
+
+// Tables are the instances that have a table on this machine, for `doctor` and tests.
+func Tables() ([]string, error) {
+	conn, err := nftables.New()
+	if err != nil {
+		return nil, fmt.Errorf("open nftables: %w", err)
+	}
+	list, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return nil, fmt.Errorf("list tables: %w", err)
+	}
+	var out []string
+	for _, t := range list {
+		if name, ok := strings.CutPrefix(t.Name, "spillway_"); ok {
+			out = append(out, name)
+		}
+	}
+	return out, nil
+}
+
+// Counters are bytes and packets as the group sees them.
+type Counters struct{ RxBytes, TxBytes, RxPackets, TxPackets uint64 }
+
+// Stats reads the counters of a slot's link. Errors: not-found when it has none.
+func (n *Network) Stats(s Slot) (Counters, error) {
+	name := n.plan.link(s.Index)
+	l, err := n.route.LinkByName(name)
+	if _, missing := errors.AsType[netlink.LinkNotFoundError](err); missing {
+		return Counters{}, fault.New(fault.NotFound, "", "network link %s of slot %d is not there", name, s.Index)
+	}
+	if err != nil {
+		return Counters{}, fmt.Errorf("read counters of %s: %w", name, err)
+	}
+	st := l.Attrs().Statistics // the host's end: what it receives, the group has sent
+	return Counters{RxBytes: st.TxBytes, TxBytes: st.RxBytes, RxPackets: st.TxPackets, TxPackets: st.RxPackets}, nil
+}
+
+// Changes counts the netlink changes made so far: the figure that `bench` prints per start.
+func (n *Network) Changes() int64 { return n.nf.sent.Load() + n.rt.sent.Load() }
