@@ -1,0 +1,291 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"spillway.dev/spillway/internal/converge"
+	"spillway.dev/spillway/internal/group"
+	"spillway.dev/spillway/internal/keeper"
+	"spillway.dev/spillway/internal/network"
+	"spillway.dev/spillway/internal/runtime"
+)
+
+// slot is a sandbox that is ready to take a group.
+type slot struct {
+	id    string
+	index uint32
+	addr  netip.Addr
+}
+
+func (s *slot) cgroup() string { return s.id }
+
+// cgroupOf is the cgroup of the n-th of a group's containers. One container alone is in the group's own cgroup, where
+// its init has waited: a second level would cost every group a tenth of a megabyte of kernel memory and say nothing
+// new.
+func cgroupOf(slotID string, n int, spec *group.Spec) string {
+	if nested(spec) {
+		return slotID + "/" + strconv.Itoa(n)
+	}
+	return slotID
+}
+
+// nested says whether a group's containers have cgroups below the group's.
+func nested(s *group.Spec) bool {
+	return s.ShareProcesses || len(s.Containers)+len(s.InitContainers) > 1
+}
+
+// pauseCgroup is where the first process of a shared process namespace is.
+func pauseCgroup(slotID string) string { return slotID + "/pause" }
+
+func (s *slot) label(ready bool, uid, public string) json.RawMessage {
+	return slotLabel{Index: s.index, Addr: s.addr.String(), Ready: ready, UID: uid, Public: public}.json()
+}
+
+func slotID(index uint32) string { return "s" + strconv.FormatUint(uint64(index), 10) }
+
+// pool keeps slots parked in advance. A start takes one without waiting; when none is left it makes its own.
+type pool struct {
+	a     *Agent
+	ready chan *slot
+	need  chan struct{}
+	next  atomic.Uint32
+	// starting counts starts under way: a refill waits for them, so that it takes no processor from a start.
+	starting atomic.Int64
+	hits     atomic.Int64
+	misses   atomic.Int64
+
+	mu     sync.Mutex // guards paused
+	paused bool       // until it is known what is there, and while there is no keeper
+}
+
+func newPool(a *Agent) *pool {
+	return &pool{a: a, ready: make(chan *slot, max(a.cfg.PoolSize, 0)), need: make(chan struct{}, 1), paused: true}
+}
+
+// refillPause is how long after the last start a refill begins, and refillPatience how long it waits at most when
+// starts keep coming.
+const (
+	refillPause    = 3 * time.Millisecond
+	refillPatience = 250 * time.Millisecond
+)
+
+// run keeps the pool full until ctx ends.
+func (p *pool) run(ctx context.Context) {
+	for {
+		for len(p.ready) < cap(p.ready) && ctx.Err() == nil && !p.isPaused() {
+			p.yield(ctx)
+			s, err := p.refill(ctx)
+			if err != nil {
+				if ctx.Err() == nil {
+					p.a.cfg.Log.Error("park a slot", "error", err)
+				}
+				sleep(ctx, time.Second)
+				continue
+			}
+			select {
+			case p.ready <- s:
+			default:
+				p.destroy(ctx, s)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.need:
+		}
+	}
+}
+
+// yield lets starts go first.
+func (p *pool) yield(ctx context.Context) {
+	for deadline := time.Now().Add(refillPatience); ctx.Err() == nil && time.Now().Before(deadline); {
+		if p.starting.Load() == 0 {
+			sleep(ctx, refillPause)
+			if p.starting.Load() == 0 {
+				return
+			}
+			continue
+		}
+		sleep(ctx, time.Millisecond)
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+func (p *pool) isPaused() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.paused
+}
+
+// PoolNone as Config.PoolSize parks nothing in advance: every start makes its own slot.
+const PoolNone = -1
+
+// take gives a parked slot, or makes one.
+func (p *pool) take(ctx context.Context, rt runtime.Runtime, shareProcesses bool) (*slot, error) {
+	defer func() {
+		select {
+		case p.need <- struct{}{}:
+		default:
+		}
+	}()
+	if !shareProcesses {
+		select {
+		case s := <-p.ready:
+			p.hits.Add(1)
+			return s, nil
+		default:
+		}
+	}
+	p.misses.Add(1)
+	return p.make(ctx, rt, shareProcesses)
+}
+
+func (p *pool) refill(ctx context.Context) (*slot, error) {
+	p.a.sweeping.RLock()
+	defer p.a.sweeping.RUnlock()
+	return p.make(ctx, p.a.runtimes[group.IsolationShared], false)
+}
+
+// make builds a slot, with sweeping held for reading: address, cgroups, namespaces, network. What it made is undone when a step fails.
+func (p *pool) make(ctx context.Context, rt runtime.Runtime, shareProcesses bool) (_ *slot, err error) {
+	addr, err := p.a.addrs.Alloc(time.Now())
+	if err != nil {
+		return nil, err
+	}
+	s := &slot{index: p.next.Add(1), addr: addr}
+	s.id = slotID(s.index)
+	defer func() {
+		if err != nil {
+			p.destroy(context.WithoutCancel(ctx), s)
+		}
+	}()
+	waits := s.cgroup()
+	if err := p.a.tree.Make(waits); err != nil {
+		return nil, err
+	}
+	if shareProcesses {
+		waits = pauseCgroup(s.id)
+		if err := p.a.tree.Make(waits); err != nil {
+			return nil, err
+		}
+	}
+	// Not broken off half-way: what the keeper is making then could not be taken apart.
+
+	// gofail: var poolBeforePark struct{}
+	parked, err := rt.Park(context.WithoutCancel(ctx), runtime.SlotRequest{ID: s.id, Cgroup: waits, Label: s.label(false, "", ""),
+		ShareProcesses: shareProcesses})
+	if err != nil {
+		return nil, err
+	}
+	// gofail: var poolParked struct{}
+	netns, err := os.Open(parked.NetNS)
+	if err != nil {
+		return nil, fmt.Errorf("open network namespace of slot %s: %w", s.id, err)
+	}
+	defer netns.Close()
+	if err := p.a.cfg.Network.Attach(ctx, network.Slot{Index: s.index, Addr: s.addr, NetNS: netns}); err != nil {
+		return nil, err
+	}
+	// gofail: var poolAttached struct{}
+	return s, p.a.keeper.Load().SetLabel(ctx, s.id, s.label(true, "", ""))
+}
+
+// restoreNetwork gives a slot its network back after a guest kernel has taken it.
+func (a *Agent) restoreNetwork(ctx context.Context, s *converge.Slot) error {
+	slots, _, err := a.keeper.Load().List(ctx)
+	if err != nil {
+		return err
+	}
+	addr, err := netip.ParseAddr(s.IP)
+	if err != nil {
+		return err
+	}
+	for _, known := range slots {
+		if known.ID != s.ID {
+			continue
+		}
+		netns, err := os.Open(known.Namespaces["net"])
+		if err != nil {
+			return fmt.Errorf("open network namespace of slot %s: %w", s.ID, err)
+		}
+		defer netns.Close()
+		return a.cfg.Network.Restore(ctx, network.Slot{Index: slotIndex(s.ID), Addr: addr, NetNS: netns})
+	}
+	return &keeper.Error{Message: "slot " + s.ID + " does not exist", NotFound: true}
+}
+
+// destroy takes a slot apart. It may be half made.
+func (p *pool) destroy(ctx context.Context, s *slot) {
+	if err := p.a.removeSlot(ctx, s.id, s.index, s.addr); err != nil {
+		p.a.cfg.Log.Error("remove slot", "slot", s.id, "error", err)
+	}
+}
+
+// drop forgets all parked slots: their inits died with the keeper.
+func (p *pool) drop() {
+	p.mu.Lock()
+	p.paused = true
+	p.mu.Unlock()
+	for {
+		select {
+		case s := <-p.ready:
+			_ = p.a.cfg.Network.Detach(context.Background(), network.Slot{Index: s.index, Addr: s.addr})
+			_ = p.a.tree.Remove(s.id)
+			p.a.addrs.Release(s.addr, time.Now())
+		default:
+			return
+		}
+	}
+}
+
+func (p *pool) resume() {
+	p.mu.Lock()
+	p.paused = false
+	p.mu.Unlock()
+	select {
+	case p.need <- struct{}{}:
+	default:
+	}
+}
+
+// adoptSpare takes a parked slot of an earlier agent into the pool, or takes it apart when it is not complete.
+func (p *pool) adoptSpare(ctx context.Context, f foundSlot) {
+	addr, err := netip.ParseAddr(f.label.Addr)
+	if err != nil {
+		_ = p.a.keeper.Load().Unpark(ctx, f.id)
+		return
+	}
+	s := &slot{id: f.id, index: f.label.Index, addr: addr}
+	if f.label.Ready && f.parked && p.a.addrs.Reserve(addr) == nil {
+		select {
+		case p.ready <- s:
+			return
+		default:
+		}
+	}
+	p.destroy(ctx, s)
+}
+
+// sawIndex makes sure that no new slot gets an index in use.
+func (p *pool) sawIndex(index uint32) {
+	for {
+		n := p.next.Load()
+		if index <= n || p.next.CompareAndSwap(n, index) {
+			return
+		}
+	}
+}
