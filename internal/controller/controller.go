@@ -1,0 +1,192 @@
+// Package controller is the control plane behind the API: it keeps every group's record, places groups on hosts, tells
+// hosts what to run, and tells watchers what happens.
+//
+// Reads come from memory, writes are one durable commit each; what a host reports lives in memory, and its last word
+// on an ended group is stored behind the scenes. It must never do what a host does, nor know HTTP. Start reading at
+// Controller; index.go is the memory, feed.go the watch, put.go the walk of a create.
+package controller
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"spillway.dev/spillway/internal/arm"
+	"spillway.dev/spillway/internal/group"
+	"spillway.dev/spillway/internal/host"
+	"spillway.dev/spillway/internal/place"
+	"spillway.dev/spillway/internal/store"
+)
+
+// DefaultCPUOvercommit is how many requested cores one real core carries. Groups of a developer's machine mostly wait;
+// the kernel shares cores fairly by request.
+const DefaultCPUOvercommit = 10
+
+// Config is what a controller needs.
+type Config struct {
+	Store    store.Store
+	Location string       // name of the region that this platform is
+	Policy   place.Policy // zero: DefaultCPUOvercommit, memory as it is
+	Log      *slog.Logger
+	Now      func() time.Time // nil: time.Now
+}
+
+// Controller implements all that the API can ask of groups, resource groups and hosts. It is safe for concurrent use.
+type Controller struct {
+	cfg  Config
+	feed *feed
+
+	mu    sync.RWMutex // guards idx and links; held only for memory, never over IO
+	idx   index
+	links map[string]host.Link
+
+	// placing is held for reading from the choice of a host to the message to it, for writing while a host is told
+	// which groups it keeps: in between, a new group would be taken for a foreign one.
+	placing sync.RWMutex
+
+	dirty  *queue // uids whose status should be stored
+	gone   *queue // uids of which nothing is left on their host
+	loaded int64  // store revision that idx started from
+}
+
+// New reads the store and makes a controller that knows all groups. Run keeps it going.
+func New(ctx context.Context, cfg Config) (*Controller, error) {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Policy.CPUOvercommit == 0 {
+		cfg.Policy.CPUOvercommit = DefaultCPUOvercommit
+	}
+	c := &Controller{cfg: cfg, idx: newIndex(), links: map[string]host.Link{}, dirty: newQueue(), gone: newQueue()}
+	if err := c.load(ctx); err != nil {
+		return nil, fmt.Errorf("load groups: %w", err)
+	}
+	c.feed = newFeed(newID()[:8])
+	return c, nil
+}
+
+// load fills the index from the store.
+func (c *Controller) load(ctx context.Context) error {
+	page, err := c.cfg.Store.List(ctx, store.Root, 0, "")
+	if err != nil {
+		return err
+	}
+	for _, e := range page.Entries {
+		if err := c.apply(store.Change{Entry: e, Revision: e.Revision}); err != nil {
+			return err
+		}
+	}
+	c.loaded, c.idx.followed = page.Revision, page.Revision
+	return nil
+}
+
+// Run follows the store and does what happens behind the scenes, until ctx ends.
+func (c *Controller) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	wg.Go(func() { c.persistLoop(ctx) })
+	wg.Go(func() { c.removeLoop(ctx) })
+	return c.follow(ctx)
+}
+
+// follow applies what other writers of the store do; own writes arrive here too and change nothing.
+func (c *Controller) follow(ctx context.Context) error {
+	after := c.loaded
+	for ctx.Err() == nil {
+		changes, err := c.cfg.Store.Watch(ctx, store.Root, after)
+		if err != nil {
+			if ctx.Err() != nil {
+				break
+			}
+			return fmt.Errorf("watch the store: %w", err)
+		}
+		for batch := range changes {
+			for _, change := range batch {
+				after = change.Revision
+				if err := c.apply(change); err != nil {
+					return fmt.Errorf("watch the store: %w", err)
+				}
+			}
+			c.seen(batch)
+		}
+		select { // the watch broke off: open it again, not too fast
+		case <-ctx.Done():
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	return nil
+}
+
+// Connect makes a host available, tells it all its groups and reads what it knows of them. It is called once for each
+// connection.
+func (c *Controller) Connect(link host.Link) {
+	name := link.Describe().Name
+	c.placing.Lock()
+	c.mu.Lock()
+	c.links[name] = link
+	mine := c.idx.onHost(name)
+	c.mu.Unlock()
+	// First what there is, then that there is nothing else: a host that sweeps must know what its groups hold.
+	for _, g := range mine {
+		link.Assign(g)
+	}
+	retain(link, mine)
+	c.placing.Unlock()
+	for _, g := range mine {
+		if s, ok := link.Status(g.UID); ok {
+			c.Report(s)
+		}
+	}
+}
+
+// retain tells a host that these are all its groups.
+func retain(link host.Link, groups []*group.Group) {
+	uids := make(map[string]bool, len(groups))
+	for _, g := range groups {
+		uids[g.UID] = true
+	}
+	link.Retain(uids)
+}
+
+// Host finds the link to a host.
+func (c *Controller) Host(name string) (host.Link, bool) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	l, ok := c.links[name]
+	return l, ok
+}
+
+// assign tells a group's host of a new record.
+func (c *Controller) assign(g *group.Group) {
+	if l, ok := c.Host(g.Host); ok {
+		l.Assign(g)
+	}
+}
+
+// Location is the name of the region.
+func (c *Controller) Location() string { return c.cfg.Location }
+
+// newID makes a random id of 24 hex digits.
+func newID() string {
+	var b [12]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}
+
+func encode(v any) ([]byte, error) {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return nil, fmt.Errorf("write record: %w", err)
+	}
+	return data, nil
+}
+
+// view is a group as the API shows it.
+func (e *entry) view() arm.View { return arm.View{Group: e.group, Status: e.status} }

@@ -1,0 +1,249 @@
+package controller
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"spillway.dev/spillway/internal/arm"
+	"spillway.dev/spillway/internal/group"
+	"spillway.dev/spillway/internal/store"
+)
+
+// entry is a group in memory. What it points to is never changed, only replaced.
+type entry struct {
+	group    *group.Group
+	status   *group.Status // nil: no report yet
+	revision int64         // of the stored record
+	held     group.Resources
+}
+
+// reservation is room on a host for a group whose record is being written.
+type reservation struct {
+	host   string
+	amount group.Resources
+}
+
+// ResourceGroup is a stored resource group.
+type ResourceGroup struct {
+	Subscription string            `json:"subscription"`
+	Name         string            `json:"name"`
+	Location     string            `json:"location"`
+	Tags         map[string]string `json:"tags,omitempty"`
+	Deleting     bool              `json:"deleting,omitempty"`
+
+	revision int64
+}
+
+// hostRecord is what the platform wants of a host.
+type hostRecord struct {
+	Cordoned bool `json:"cordoned"`
+}
+
+// index is all that the controller knows, by every way it is asked for. The controller's lock guards it.
+type index struct {
+	groups   map[string]*entry            // by arm.Key
+	byUID    map[string]*entry            //
+	byRG     map[string]map[string]*entry // by subscription/resource group, then arm.Key
+	rgs      map[string]*ResourceGroup    // by subscription/name
+	cordoned map[string]bool              // by host
+	used     map[string]group.Resources   // by host
+	pending  map[string]reservation       // by uid: for commits that are under way
+	// buried holds the revision of own deletions, by store key, until the store's watch has told of them: older
+	// records of the same key that it still has to tell must not come to life again.
+	buried   map[string]int64
+	followed int64 // revision up to which the store's watch has told everything
+}
+
+func newIndex() index {
+	return index{
+		groups: map[string]*entry{}, byUID: map[string]*entry{}, byRG: map[string]map[string]*entry{},
+		rgs: map[string]*ResourceGroup{}, cordoned: map[string]bool{}, used: map[string]group.Resources{},
+		pending: map[string]reservation{}, buried: map[string]int64{},
+	}
+}
+
+func rgKey(subscription, name string) string {
+	return strings.ToLower(subscription + "/" + name)
+}
+
+// apply takes over a change of the store. It is idempotent: older revisions are ignored.
+func (c *Controller) apply(ch store.Change) error {
+	switch key := ch.Key; {
+	case strings.HasPrefix(key, store.Groups):
+		if ch.Deleted {
+			c.dropGroup(strings.TrimPrefix(key, store.Groups), ch.Revision)
+			return nil
+		}
+		var g group.Group
+		if err := json.Unmarshal(ch.Value, &g); err != nil {
+			return fmt.Errorf("read %s: %w", key, err)
+		}
+		if c.putGroup(&g, ch.Revision) && c.feed != nil {
+			c.assign(&g)
+		}
+	case strings.HasPrefix(key, store.ResourceGroups):
+		return c.applyResourceGroup(ch)
+	case strings.HasPrefix(key, store.Statuses):
+		if ch.Deleted || c.feed != nil { // only after a restart is the store the newer source
+			return nil
+		}
+		var s group.Status
+		if err := json.Unmarshal(ch.Value, &s); err != nil {
+			return fmt.Errorf("read %s: %w", key, err)
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if e := c.idx.byUID[s.UID]; e != nil {
+			e.status = &s
+			c.idx.account(e)
+		}
+	case strings.HasPrefix(key, store.Hosts):
+		var h hostRecord
+		if !ch.Deleted {
+			if err := json.Unmarshal(ch.Value, &h); err != nil {
+				return fmt.Errorf("read %s: %w", key, err)
+			}
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.idx.cordoned[strings.TrimPrefix(key, store.Hosts)] = h.Cordoned
+	}
+	return nil
+}
+
+// bury applies an own deletion.
+func (c *Controller) bury(key string, revision int64) error {
+	c.mu.Lock()
+	if c.idx.followed < revision {
+		c.idx.buried[key] = revision
+	}
+	c.mu.Unlock()
+	return c.apply(store.Change{Entry: store.Entry{Key: key, Revision: revision}, Deleted: true, Revision: revision})
+}
+
+// seen notes how far the store's watch has come: graves older than that need no stone.
+func (c *Controller) seen(batch []store.Change) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, ch := range batch {
+		c.idx.followed = ch.Revision
+		if revision, ok := c.idx.buried[ch.Key]; ok && ch.Revision >= revision {
+			delete(c.idx.buried, ch.Key)
+		}
+	}
+}
+
+func (c *Controller) applyResourceGroup(ch store.Change) error {
+	key := strings.TrimPrefix(ch.Key, store.ResourceGroups)
+	var rg ResourceGroup
+	if !ch.Deleted {
+		if err := json.Unmarshal(ch.Value, &rg); err != nil {
+			return fmt.Errorf("read %s: %w", ch.Key, err)
+		}
+	}
+	rg.revision = ch.Revision
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	old := c.idx.rgs[key]
+	switch {
+	case old != nil && old.revision >= ch.Revision, ch.Revision <= c.idx.followed, c.idx.buried[ch.Key] > ch.Revision:
+	case ch.Deleted:
+		delete(c.idx.rgs, key)
+	default:
+		c.idx.rgs[key] = &rg
+	}
+	return nil
+}
+
+// putGroup takes over a record; watchers hear of it. It is false for a record that is known already.
+func (c *Controller) putGroup(g *group.Group, revision int64) bool {
+	key := arm.Key(g.Ref)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.idx.groups[key]
+	if e != nil && e.revision >= revision || revision <= c.idx.followed || c.idx.buried[groupKey(g)] > revision {
+		return false // the watch, or this process, was there before
+	}
+	kind := Modified
+	if e != nil && e.group.UID != g.UID { // deleted and made again, seen as one
+		c.remove(key, e)
+		e = nil
+	}
+	if e == nil {
+		kind = Added
+		e = &entry{}
+		c.idx.groups[key] = e
+		c.idx.byUID[g.UID] = e
+		scope := rgKey(g.Ref.Subscription, g.Ref.ResourceGroup)
+		if c.idx.byRG[scope] == nil {
+			c.idx.byRG[scope] = map[string]*entry{}
+		}
+		c.idx.byRG[scope][key] = e
+	}
+	c.idx.release(e)
+	e.group, e.revision = g, revision
+	c.idx.account(e)
+	c.publish(kind, e)
+	return true
+}
+
+// dropGroup forgets a group.
+func (c *Controller) dropGroup(key string, revision int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e := c.idx.groups[key]; e != nil && e.revision < revision {
+		c.remove(key, e)
+	}
+}
+
+// remove forgets a group, with the lock held.
+func (c *Controller) remove(key string, e *entry) {
+	c.idx.release(e)
+	delete(c.idx.groups, key)
+	delete(c.idx.byUID, e.group.UID)
+	scope := rgKey(e.group.Ref.Subscription, e.group.Ref.ResourceGroup)
+	delete(c.idx.byRG[scope], key)
+	if len(c.idx.byRG[scope]) == 0 {
+		delete(c.idx.byRG, scope)
+	}
+	c.publish(Deleted, e)
+}
+
+// settled says whether a group has come to rest and holds nothing: it ended by itself, or what was asked to stop has
+// stopped. A report answers the newest wish when it tells of its epoch or of its generation.
+func (e *entry) settled() bool {
+	s := e.status
+	return s != nil && (s.Epoch >= e.group.Epoch || s.Generation >= e.group.Generation) && (s.State.Ended() || s.Gone)
+}
+
+// release gives back what a group holds on its host.
+func (x *index) release(e *entry) {
+	if e.group == nil || e.held == (group.Resources{}) {
+		return
+	}
+	u := x.used[e.group.Host]
+	x.used[e.group.Host] = group.Resources{MilliCPU: u.MilliCPU - e.held.MilliCPU, Memory: u.Memory - e.held.Memory}
+	e.held = group.Resources{}
+}
+
+// account notes what a group holds now: its requests while it runs or may run, nothing when it has ended.
+func (x *index) account(e *entry) {
+	x.release(e)
+	delete(x.pending, e.group.UID)
+	if e.settled() {
+		return
+	}
+	e.held = e.group.Spec.Total()
+	x.used[e.group.Host] = x.used[e.group.Host].Add(e.held)
+}
+
+func (x *index) onHost(name string) []*group.Group {
+	var out []*group.Group
+	for _, e := range x.groups {
+		if e.group.Host == name {
+			out = append(out, e.group)
+		}
+	}
+	return out
+}

@@ -1,0 +1,170 @@
+package controller
+
+import (
+	"context"
+	"fmt"
+	"sort"
+
+	"spillway.dev/spillway/internal/arm"
+	"spillway.dev/spillway/internal/fault"
+	"spillway.dev/spillway/internal/group"
+	"spillway.dev/spillway/internal/host"
+	"spillway.dev/spillway/internal/store"
+)
+
+// List gives the chosen groups, ordered by resource group and name.
+func (c *Controller) List(filter Filter) []arm.View {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.views(filter)
+}
+
+// views is List with the lock held.
+func (c *Controller) views(filter Filter) []arm.View {
+	from := c.idx.groups
+	if filter.Subscription != "" && filter.ResourceGroup != "" {
+		if filter.Name != "" {
+			if e := from[arm.Key(group.Ref(filter))]; e != nil {
+				return []arm.View{e.view()}
+			}
+			return nil
+		}
+		from = c.idx.byRG[rgKey(filter.Subscription, filter.ResourceGroup)]
+	}
+	keys := make([]string, 0, len(from))
+	for k, e := range from {
+		if filter.Match(e.group.Ref) {
+			keys = append(keys, k)
+		}
+	}
+	sort.Strings(keys)
+	out := make([]arm.View, 0, len(keys))
+	for _, k := range keys {
+		out = append(out, from[k].view())
+	}
+	return out
+}
+
+// Usage is what a subscription uses of the location and what the location has.
+type Usage struct {
+	Groups        int
+	MilliCPU      int64
+	LimitGroups   int
+	LimitMilliCPU int64
+}
+
+// maxGroups is the count that the usages call shows as limit: what one machine has been measured with.
+const maxGroups = 5000
+
+// Usage sums up the groups of a subscription that hold something.
+func (c *Controller) Usage(subscription string) Usage {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	u := Usage{LimitGroups: maxGroups}
+	for _, e := range c.idx.groups {
+		if fits(subscription, e.group.Ref.Subscription) {
+			u.Groups++
+			u.MilliCPU += e.held.MilliCPU
+		}
+	}
+	for _, l := range c.links {
+		u.LimitMilliCPU += int64(float64(l.Describe().Capacity.MilliCPU) * c.cfg.Policy.CPUOvercommit)
+	}
+	return u
+}
+
+// Hosts lists the connected hosts by name.
+func (c *Controller) Hosts() []host.Host {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	var out []host.Host
+	for _, candidate := range c.candidates() {
+		out = append(out, candidate.Host)
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
+	return out
+}
+
+// DescribeHost describes one host. Errors: not-found.
+func (c *Controller) DescribeHost(name string) (host.Host, error) {
+	for _, h := range c.Hosts() {
+		if h.Name == name {
+			return h, nil
+		}
+	}
+	return host.Host{}, noHost(name)
+}
+
+func noHost(name string) error {
+	return fault.New(fault.NotFound, "HostNotFound", "The host '%.80s' is not connected. 'spillway host ls' lists those that are.", name)
+}
+
+// Cordon keeps new groups off a host, or lets them on again. Errors: not-found.
+func (c *Controller) Cordon(ctx context.Context, name string, cordoned bool) (host.Host, error) {
+	if _, ok := c.Host(name); !ok {
+		return host.Host{}, noHost(name)
+	}
+	value, err := encode(hostRecord{Cordoned: cordoned})
+	if err != nil {
+		return host.Host{}, err
+	}
+	key := store.HostKey(name)
+	revision, err := c.cfg.Store.Commit(ctx, store.Op{Key: key, Value: value, If: store.Any})
+	if err != nil {
+		return host.Host{}, fmt.Errorf("store host %s: %w", name, err)
+	}
+	if err := c.apply(store.Change{Entry: store.Entry{Key: key, Value: value, Revision: revision}, Revision: revision}); err != nil {
+		return host.Host{}, err
+	}
+	return c.DescribeHost(name)
+}
+
+// Drain cordons a host and moves its running groups to others: they run afresh there. Errors: not-found; conflict,
+// when some groups fit nowhere else and so stayed.
+func (c *Controller) Drain(ctx context.Context, name string) (host.Host, error) {
+	h, err := c.Cordon(ctx, name, true)
+	if err != nil {
+		return h, err
+	}
+	c.mu.RLock()
+	mine := c.idx.onHost(name)
+	c.mu.RUnlock()
+	var stuck []string
+	for _, g := range mine {
+		_, err := c.change(ctx, g.Ref, func(e *entry) (*group.Group, error) {
+			if e.group.Desired != group.Run || e.settled() || e.group.Host != name {
+				return nil, nil
+			}
+			return again(e.group, true), nil
+		})
+		if err != nil && fault.KindOf(err) != fault.NotFound {
+			stuck = append(stuck, g.Ref.Name)
+		}
+	}
+	if link, ok := c.Host(name); ok {
+		c.placing.Lock()
+		c.mu.RLock()
+		kept := c.idx.onHost(name)
+		c.mu.RUnlock()
+		retain(link, kept)
+		c.placing.Unlock()
+	}
+	if stuck != nil {
+		return h, fault.New(fault.Conflict, "HostNotDrained", "The host '%s' is cordoned, but %d of its groups fit on no other host and stay: %s. Add a host, or stop them.", name, len(stuck), first(stuck, 10))
+	}
+	return h, nil
+}
+
+func first(names []string, n int) string {
+	out := ""
+	for i, name := range names {
+		if i == n {
+			return out + ", …"
+		}
+		if i > 0 {
+			out += ", "
+		}
+		out += name
+	}
+	return out
+}
