@@ -1,0 +1,224 @@
+package httpapi
+
+import (
+	"encoding/base64"
+	"net/http"
+	"net/url"
+	"strconv"
+
+	"spillway.dev/spillway/internal/arm"
+	"spillway.dev/spillway/internal/controller"
+	"spillway.dev/spillway/internal/fault"
+)
+
+// maxPage is the most groups of one page.
+const maxPage = 1000
+
+func (a *api) putGroup(c *call) error {
+	ref := c.ref()
+	if err := arm.CheckGroupName(ref.Name); err != nil {
+		return err
+	}
+	body, err := c.body()
+	if err != nil {
+		return err
+	}
+	req, err := arm.Decode(body, c.version, ref.Name)
+	if err != nil {
+		return err
+	}
+	res, err := a.Controller.Put(c.r.Context(), ref, req)
+	if err != nil {
+		return err
+	}
+	if res.Changed {
+		c.async(a.operationFor(res.View, false))
+	}
+	status := http.StatusOK
+	if res.Created {
+		status = http.StatusCreated
+	}
+	return c.answer(status, arm.Render(res.View, c.version, a.Now()))
+}
+
+func (a *api) getGroup(c *call) error {
+	if c.query("watch") == "true" {
+		return a.watch(c, controller.Filter(c.ref()))
+	}
+	v, err := a.Controller.Get(c.ref())
+	if err != nil {
+		return err
+	}
+	return c.answer(http.StatusOK, arm.Render(v, c.version, a.Now()))
+}
+
+func (a *api) patchGroup(c *call) error {
+	body, err := c.body()
+	if err != nil {
+		return err
+	}
+	tags, present, err := arm.DecodeTags(body, c.version)
+	if err != nil {
+		return err
+	}
+	if !present {
+		return a.getGroup(c)
+	}
+	res, err := a.Controller.SetTags(c.r.Context(), c.ref(), tags)
+	if err != nil {
+		return err
+	}
+	return c.answer(http.StatusOK, arm.Render(res.View, c.version, a.Now()))
+}
+
+func (a *api) deleteGroup(c *call) error {
+	res, err := a.Controller.Delete(c.r.Context(), c.ref())
+	if fault.KindOf(err) == fault.NotFound {
+		return c.empty(http.StatusNoContent)
+	}
+	if err != nil {
+		return err
+	}
+	op := a.operationFor(res.View, true)
+	c.async(op)
+	c.w.Header().Set("Location", c.operationURL(op, "operationResults", c.version.Name))
+	return c.empty(http.StatusAccepted)
+}
+
+func (a *api) startGroup(c *call) error {
+	res, err := a.Controller.Start(c.r.Context(), c.ref())
+	if err != nil {
+		return err
+	}
+	if !res.Changed {
+		return c.empty(http.StatusNoContent)
+	}
+	c.pollAt(a.operationFor(res.View, false))
+	return c.empty(http.StatusAccepted)
+}
+
+func (a *api) stopGroup(c *call) error {
+	if _, err := a.Controller.Stop(c.r.Context(), c.ref()); err != nil {
+		return err
+	}
+	return c.empty(http.StatusNoContent)
+}
+
+func (a *api) restartGroup(c *call) error {
+	res, err := a.Controller.Restart(c.r.Context(), c.ref())
+	if err != nil {
+		return err
+	}
+	if c.version.PollByLocation {
+		c.pollAt(a.operationFor(res.View, false))
+	}
+	return c.empty(http.StatusNoContent)
+}
+
+func (a *api) outboundDependencies(c *call) error {
+	if _, err := a.Controller.Get(c.ref()); err != nil {
+		return err
+	}
+	return c.answer(http.StatusOK, []string{}) // always empty, as Azure's
+}
+
+func (a *api) listGroups(c *call) error {
+	filter := controller.Filter{Subscription: c.params["subscription"], ResourceGroup: c.params["resourceGroup"]}
+	if filter.ResourceGroup != "" {
+		if _, err := a.Controller.ResourceGroup(filter.Subscription, filter.ResourceGroup); err != nil {
+			return err
+		}
+	}
+	if c.query("watch") == "true" {
+		return a.watch(c, filter)
+	}
+	views, next, err := c.cut(a.Controller.List(filter))
+	if err != nil {
+		return err
+	}
+	items := make([]*arm.Resource, 0, len(views))
+	for _, v := range views {
+		items = append(items, arm.RenderItem(v, c.version, a.Now()))
+	}
+	return c.answer(http.StatusOK, page{Value: items, NextLink: next})
+}
+
+// cut takes one page out of an ordered list: $top and $skipToken say which.
+func (c *call) cut(views []arm.View) (part []arm.View, next string, err error) {
+	size := maxPage
+	if top := c.query("$top"); top != "" {
+		n, err := strconv.Atoi(top)
+		if err != nil || n < 1 {
+			return nil, "", fault.New(fault.Invalid, "InvalidQueryParameterValue", "The query parameter '$top' must be a whole number above 0, got '%.40s'.", top)
+		}
+		size = min(n, maxPage)
+	}
+	if token := c.query("$skipToken"); token != "" {
+		after, err := base64.RawURLEncoding.DecodeString(token)
+		if err != nil {
+			return nil, "", fault.New(fault.Invalid, "InvalidQueryParameterValue", "The query parameter '$skipToken' is not one that this platform made. Start again without it.")
+		}
+		for len(views) > 0 && arm.Key(views[0].Group.Ref) <= string(after) {
+			views = views[1:]
+		}
+	}
+	if len(views) <= size {
+		return views, "", nil
+	}
+	part = views[:size]
+	query := url.Values{"api-version": {c.query("api-version")}, "$skipToken": {base64.RawURLEncoding.EncodeToString([]byte(arm.Key(part[size-1].Group.Ref)))}}
+	if size != maxPage {
+		query.Set("$top", strconv.Itoa(size))
+	}
+	return part, c.base() + c.r.URL.EscapedPath() + "?" + query.Encode(), nil
+}
+
+// stats measures a group on its host.
+func (a *api) stats(c *call) error {
+	v, err := a.Controller.Get(c.ref())
+	if err != nil {
+		return err
+	}
+	link, err := a.linkOf(v.Group)
+	if err != nil {
+		return err
+	}
+	s, err := link.Stats(c.r.Context(), v.Group.UID)
+	if err != nil {
+		return err
+	}
+	return c.answer(http.StatusOK, s)
+}
+
+// Resources of a subscription as the resource manager lists them.
+func (a *api) listResources(c *call) error {
+	type item struct {
+		ID       string            `json:"id"`
+		Name     string            `json:"name"`
+		Type     string            `json:"type"`
+		Location string            `json:"location"`
+		Tags     map[string]string `json:"tags"`
+	}
+	filter := controller.Filter{Subscription: c.params["subscription"], ResourceGroup: filteredGroup(c.query("$filter"))}
+	items := []item{}
+	for _, v := range a.Controller.List(filter) {
+		items = append(items, item{ID: arm.ID(v.Group.Ref), Name: v.Group.Ref.Name, Type: arm.GroupType, Location: v.Group.Location, Tags: orEmpty(v.Group.Tags)})
+	}
+	return c.answer(http.StatusOK, page{Value: items})
+}
+
+func orEmpty(tags map[string]string) map[string]string {
+	if tags == nil {
+		return map[string]string{}
+	}
+	return tags
+}
+
+// operationFor names the long operation that brought a group to its present epoch, or its deletion.
+func (a *api) operationFor(v arm.View, deletion bool) operation {
+	op := operation{kind: opDeploy, uid: v.Group.UID, epoch: v.Group.Epoch, subscription: v.Group.Ref.Subscription, location: v.Group.Location}
+	if deletion {
+		op.kind = opDelete
+	}
+	return op
+}

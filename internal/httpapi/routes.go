@@ -1,0 +1,106 @@
+package httpapi
+
+import "spillway.dev/spillway/internal/identity"
+
+// versionRule says which api-versions a route takes.
+type versionRule int
+
+const (
+	noVersion    versionRule = iota // none needed
+	anyVersion                      // some date: the route is the same in all
+	groupVersion                    // one of arm.Versions
+	ownVersion                      // Spillway's own
+)
+
+// flags of a route.
+type flags int
+
+const (
+	public    flags = 1 << iota // no token needed
+	streaming                   // no deadline, no body limit
+	anyBody                     // no JSON content type demanded
+)
+
+// route is one operation of the API.
+type route struct {
+	method  string
+	pattern string // segments; {name} takes any one
+	action  identity.Action
+	version versionRule
+	flags   flags
+	handle  func(*api, *call) error
+}
+
+const (
+	sub       = "/subscriptions/{subscription}"
+	rg        = sub + "/resourceGroups/{resourceGroup}"
+	provider  = "/providers/Microsoft.ContainerInstance"
+	location  = sub + provider + "/locations/{location}"
+	groups    = rg + provider + "/containerGroups"
+	one       = groups + "/{group}"
+	container = one + "/containers/{container}"
+	platform  = "/providers/Spillway.Platform"
+)
+
+// routes is the whole surface.
+func routes() []route {
+	return []route{
+		{"GET", groups, identity.ReadGroups, groupVersion, streaming, (*api).listGroups},
+		{"GET", sub + provider + "/containerGroups", identity.ReadGroups, groupVersion, streaming, (*api).listGroups},
+		{"GET", one, identity.ReadGroups, groupVersion, streaming, (*api).getGroup},
+		{"PUT", one, identity.WriteGroups, groupVersion, 0, (*api).putGroup},
+		{"PATCH", one, identity.WriteGroups, groupVersion, 0, (*api).patchGroup},
+		{"DELETE", one, identity.DeleteGroups, groupVersion, 0, (*api).deleteGroup},
+		{"POST", one + "/start", identity.StartGroups, groupVersion, anyBody, (*api).startGroup},
+		{"POST", one + "/stop", identity.StopGroups, groupVersion, anyBody, (*api).stopGroup},
+		{"POST", one + "/restart", identity.RestartGroups, groupVersion, anyBody, (*api).restartGroup},
+		{"GET", one + "/outboundNetworkDependenciesEndpoints", identity.ReadGroups, groupVersion, 0, (*api).outboundDependencies},
+		{"GET", one + "/stats", identity.ReadGroups, ownVersion, 0, (*api).stats},
+		{"GET", container + "/logs", identity.ReadLogs, groupVersion, streaming, (*api).logs},
+		{"POST", container + "/exec", identity.Exec, groupVersion, 0, (*api).exec},
+		{"POST", container + "/attach", identity.Attach, groupVersion, anyBody, (*api).attach},
+		{"GET", "/execstream/sessionId/{ticket}", "", noVersion, public | streaming, (*api).stream},
+
+		{"GET", location + "/usages", identity.ReadLocations, groupVersion, 0, (*api).usages},
+		{"GET", location + "/cachedImages", identity.ReadLocations, groupVersion, 0, (*api).cachedImages},
+		{"GET", location + "/capabilities", identity.ReadLocations, groupVersion, 0, (*api).capabilities},
+		{"GET", location + "/operations/{operation}", identity.ReadGroups, anyVersion, 0, (*api).operationStatus},
+		{"GET", location + "/operationResults/{operation}", identity.ReadGroups, anyVersion, 0, (*api).operationResult},
+		{"GET", provider + "/operations", "", groupVersion, 0, (*api).operations},
+
+		{"GET", "/subscriptions", "", anyVersion, 0, (*api).listSubscriptions},
+		{"GET", sub, identity.ReadSubscriptions, anyVersion, 0, (*api).getSubscription},
+		{"GET", sub + "/locations", identity.ReadSubscriptions, anyVersion, 0, (*api).listLocations},
+		{"GET", sub + "/providers", identity.ReadSubscriptions, anyVersion, 0, (*api).listProviders},
+		{"GET", sub + "/providers/{provider}", identity.ReadSubscriptions, anyVersion, 0, (*api).getProvider},
+		{"POST", sub + "/providers/{provider}/register", identity.ReadSubscriptions, anyVersion, anyBody, (*api).getProvider},
+		{"GET", sub + "/resources", identity.ReadGroups, anyVersion, 0, (*api).listResources},
+		{"GET", sub + "/resourceGroups", identity.ReadResourceGroups, anyVersion, 0, (*api).listResourceGroups},
+		{"GET", rg, identity.ReadResourceGroups, anyVersion, 0, (*api).getResourceGroup},
+		{"HEAD", rg, identity.ReadResourceGroups, anyVersion, 0, (*api).headResourceGroup},
+		{"PUT", rg, identity.WriteResourceGroup, anyVersion, 0, (*api).putResourceGroup},
+		{"PATCH", rg, identity.WriteResourceGroup, anyVersion, 0, (*api).putResourceGroup},
+		{"DELETE", rg, identity.DeleteResourceGroup, anyVersion, 0, (*api).deleteResourceGroup},
+		{"GET", "/tenants", "", anyVersion, 0, (*api).listTenants},
+
+		{"GET", platform + "/hosts", identity.ReadHosts, ownVersion, 0, (*api).listHosts},
+		{"GET", platform + "/hosts/{host}", identity.ReadHosts, ownVersion, 0, (*api).getHost},
+		{"POST", platform + "/hosts/{host}/cordon", identity.WriteHosts, ownVersion, anyBody, (*api).cordon},
+		{"POST", platform + "/hosts/{host}/uncordon", identity.WriteHosts, ownVersion, anyBody, (*api).uncordon},
+		{"POST", platform + "/hosts/{host}/drain", identity.WriteHosts, ownVersion, anyBody, (*api).drain},
+		{"GET", platform + "/images", identity.ReadImages, ownVersion, 0, (*api).listImages},
+		{"DELETE", platform + "/images", identity.WriteImages, ownVersion, 0, (*api).removeImage},
+		{"POST", platform + "/images/pull", identity.WriteImages, ownVersion, streaming, (*api).pullImage},
+		{"POST", platform + "/images/import", identity.WriteImages, ownVersion, streaming | anyBody, (*api).importImage},
+
+		{"GET", "/metadata/endpoints", "", noVersion, public, (*api).metadata},
+		{"GET", "/adfs/.well-known/openid-configuration", "", noVersion, public, (*api).openID},
+		{"GET", "/{tenant}/.well-known/openid-configuration", "", noVersion, public, (*api).openID},
+		{"GET", "/{tenant}/v2.0/.well-known/openid-configuration", "", noVersion, public, (*api).openID},
+		{"POST", "/oauth2/token", "", noVersion, public | anyBody, (*api).token},
+		{"POST", "/{tenant}/oauth2/token", "", noVersion, public | anyBody, (*api).token},
+		{"POST", "/{tenant}/oauth2/v2.0/token", "", noVersion, public | anyBody, (*api).token},
+		{"GET", "/healthz", "", noVersion, public, (*api).health},
+		{"GET", "/metrics", identity.ReadHosts, noVersion, 0, (*api).metrics},
+	}
+}

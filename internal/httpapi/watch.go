@@ -1,0 +1,96 @@
+package httpapi
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"time"
+
+	"spillway.dev/spillway/internal/arm"
+	"spillway.dev/spillway/internal/controller"
+	"spillway.dev/spillway/internal/fault"
+)
+
+// Timing of watches.
+const (
+	watchBeat  = 30 * time.Second // a quiet watch sends a bookmark, so that both ends know it lives
+	writeLimit = 30 * time.Second // a reader that takes longer for one batch is cut off and comes back
+)
+
+// line is one line of a watch.
+type line struct {
+	Type     string        `json:"type"`
+	Object   *arm.Resource `json:"object,omitempty"`
+	Revision string        `json:"revision,omitempty"`
+}
+
+// watch sends the current state and then every change, as newline-delimited JSON.
+func (a *api) watch(c *call, filter controller.Filter) error {
+	w, views, err := a.Controller.Watch(filter, c.query("revision"))
+	if err != nil {
+		return err
+	}
+	done, err := a.openStream()
+	if err != nil {
+		return err
+	}
+	defer done()
+	c.w.Header().Set("Content-Type", "application/x-ndjson")
+	c.w.WriteHeader(http.StatusOK)
+	out := &lineWriter{c: c, control: http.NewResponseController(c.w)}
+	for _, v := range views {
+		out.add(line{Type: controller.Added, Object: arm.Render(v, c.version, a.Now())})
+	}
+	if c.query("revision") == "" {
+		out.add(line{Type: "BOOKMARK", Revision: w.Revision()})
+	}
+	for out.flush() {
+		ctx, cancel := context.WithTimeout(c.r.Context(), watchBeat)
+		events, err := w.Next(ctx)
+		cancel()
+		switch {
+		case c.r.Context().Err() != nil, fault.KindOf(err) == fault.Gone:
+			return nil // the reader is gone, or too slow: it reads the current state again
+		case errors.Is(err, context.DeadlineExceeded):
+			out.add(line{Type: "BOOKMARK", Revision: w.Revision()})
+		}
+		for _, e := range events {
+			out.add(line{Type: e.Type, Object: arm.Render(e.View, c.version, a.Now()), Revision: w.RevisionOf(e.Seq)})
+		}
+	}
+	return nil
+}
+
+// lineWriter sends lines in batches.
+type lineWriter struct {
+	c       *call
+	control *http.ResponseController
+	buf     []byte
+}
+
+// add queues a value as one line.
+func (l *lineWriter) add(v any) {
+	data, err := json.Marshal(v)
+	if err != nil { // plain structs always marshal
+		return
+	}
+	l.buf = append(append(l.buf, data...), '\n')
+}
+
+// flush sends what is queued; false when the reader is gone.
+func (l *lineWriter) flush() bool {
+	_ = l.control.SetWriteDeadline(time.Now().Add(writeLimit)) // not every writer has deadlines
+	_, err := l.c.w.Write(l.buf)
+	l.buf = l.buf[:0]
+	return err == nil && l.control.Flush() == nil
+}
+
+// openStream counts a stream; done ends it. Errors: exhausted.
+func (a *api) openStream() (done func(), err error) {
+	if a.streams.Add(1) > maxStreams {
+		a.streams.Add(-1)
+		return nil, fault.New(fault.Exhausted, "", "The platform carries %d streams already. Close some and try again.", maxStreams)
+	}
+	return func() { a.streams.Add(-1) }, nil
+}
