@@ -1,0 +1,142 @@
+package cli
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"spillway.dev/spillway/internal/agent"
+	"spillway.dev/spillway/internal/controller"
+	"spillway.dev/spillway/internal/platform"
+)
+
+// defaultDataDir is where a platform keeps its data.
+const defaultDataDir = "/var/lib/spillway"
+
+func (a *app) upCommand() *cobra.Command {
+	cfg := platform.Config{Stdout: a.stdout, Getenv: a.getenv, Version: Version()}
+	var public, shares, mirrors []string
+	var cidr string
+	var verbose bool
+	c := &cobra.Command{
+		Use:   "up",
+		Short: "Run the platform on this machine, in the foreground",
+		Long: "Runs server and agent in one process. It prints 'ready URL' when it serves; SIGTERM stops it and leaves the\n" +
+			"groups running, the next 'up' on the same data directory adopts them.",
+		Args: none,
+		RunE: func(c *cobra.Command, _ []string) error {
+			level := slog.LevelInfo
+			if verbose {
+				level = slog.LevelDebug
+			}
+			cfg.Log = slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: level}))
+			var err error
+			if cfg.Public, err = prefixes(public); err != nil {
+				return err
+			}
+			if cidr != "" {
+				if cfg.Network, err = netip.ParsePrefix(cidr); err != nil {
+					return usagef("--network %q: %v", cidr, err)
+				}
+			}
+			if cfg.Shares, err = pairs("--share", shares); err != nil {
+				return err
+			}
+			if cfg.Mirrors, err = lists("--mirror", mirrors); err != nil {
+				return err
+			}
+			if cfg.Pool == 0 {
+				cfg.Pool = agent.PoolNone
+			}
+			return platform.Up(c.Context(), cfg)
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&cfg.DataDir, "data-dir", defaultDataDir, "where the platform keeps its data")
+	f.StringVar(&cfg.Listen, "listen", "127.0.0.1:8443", "address of the API; port 0 picks a free one")
+	f.StringVar(&cfg.Location, "location", "local", "region name of this platform")
+	f.StringVar(&cfg.Runtime, "runtime", "parked", "parked, crun, runc, or the path of an OCI runtime")
+	f.StringSliceVar(&public, "public-addresses", nil, "ranges out of which groups with a public IP address get one")
+	f.StringVar(&cidr, "network", "", "range of the groups' own addresses (default: a free one, chosen once)")
+	f.StringVar(&cfg.DNSListen, "dns-listen", "", "further address of the DNS server")
+	f.StringArrayVar(&shares, "share", nil, "NAME=DIR: a directory that azureFile volumes may mount as share NAME")
+	f.StringArrayVar(&mirrors, "mirror", nil, "REGISTRY=URL: ask URL first for images of REGISTRY")
+	f.StringSliceVar(&cfg.PlainHTTP, "plain-http", nil, "registries that are asked without TLS")
+	f.IntVar(&cfg.Pool, "pool", agent.DefaultPoolSize, "sandboxes that are parked in advance; 0 parks none")
+	f.Float64Var(&cfg.CPUFactor, "cpu-overcommit", controller.DefaultCPUOvercommit, "requested cores that one real core carries")
+	f.BoolVar(&verbose, "verbose", false, "log more")
+	return c
+}
+
+func (a *app) downCommand() *cobra.Command {
+	dir, purge := defaultDataDir, false
+	c := &cobra.Command{
+		Use:   "down",
+		Short: "Stop the platform of this machine; groups go on unless --purge",
+		Args:  none,
+		RunE: func(c *cobra.Command, _ []string) error {
+			was, err := platform.Down(c.Context(), dir)
+			if err != nil {
+				return err
+			}
+			switch {
+			case was:
+				fmt.Fprintf(a.stdout, "stopped the platform of %s\n", dir)
+			case !purge:
+				fmt.Fprintf(a.stdout, "no platform runs on %s\n", dir)
+			}
+			if !purge {
+				return nil
+			}
+			if err := platform.Purge(c.Context(), dir, slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))); err != nil {
+				return fmt.Errorf("purge %s: %w", dir, err)
+			}
+			fmt.Fprintf(a.stdout, "removed everything of %s\n", dir)
+			return nil
+		},
+	}
+	c.Flags().StringVar(&dir, "data-dir", defaultDataDir, "data directory of the platform")
+	c.Flags().BoolVar(&purge, "purge", false, "also remove every group, mount, namespace, cgroup, rule, link and file of it")
+	return c
+}
+
+func prefixes(texts []string) ([]netip.Prefix, error) {
+	var list []netip.Prefix
+	for _, text := range texts {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, usagef("--public-addresses %q: %v", text, err)
+		}
+		list = append(list, p.Masked())
+	}
+	return list, nil
+}
+
+func pairs(flag string, texts []string) (map[string]string, error) {
+	m := map[string]string{}
+	for _, text := range texts {
+		name, value, ok := strings.Cut(text, "=")
+		if !ok || name == "" || value == "" {
+			return nil, usagef("%s %q: must be NAME=VALUE", flag, text)
+		}
+		m[name] = value
+	}
+	return m, nil
+}
+
+func lists(flag string, texts []string) (map[string][]string, error) {
+	m := map[string][]string{}
+	for _, text := range texts {
+		one, err := pairs(flag, []string{text})
+		if err != nil {
+			return nil, err
+		}
+		for name, value := range one {
+			m[name] = append(m[name], value)
+		}
+	}
+	return m, nil
+}

@@ -1,0 +1,264 @@
+// Package platform puts one machine's platform together: store, identity, controller, agent and API in one process.
+//
+// It is wiring and nothing else: what is built, in which order, and how it is closed. Start at Up; Down and Purge take
+// a platform away again.
+package platform
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"spillway.dev/spillway/internal/agent"
+	"spillway.dev/spillway/internal/controller"
+	"spillway.dev/spillway/internal/doctor"
+	"spillway.dev/spillway/internal/fault"
+	"spillway.dev/spillway/internal/group"
+	"spillway.dev/spillway/internal/httpapi"
+	"spillway.dev/spillway/internal/identity"
+	"spillway.dev/spillway/internal/place"
+	"spillway.dev/spillway/internal/store/embedded"
+	"spillway.dev/spillway/internal/store/etcd"
+	"spillway.dev/spillway/internal/store/sealed"
+)
+
+// Config is `spillway up`.
+type Config struct {
+	DataDir   string            // default /var/lib/spillway
+	Listen    string            // HOST:PORT of the API; port 0 picks a free one
+	Location  string            // region name
+	Runtime   string            // parked, crun, runc or a path
+	Public    []netip.Prefix    // public addresses
+	Network   netip.Prefix      // groups' addresses; invalid: chosen at the first start
+	DNSListen string            // HOST:PORT, "": only inside groups
+	Shares    map[string]string // azureFile share name → directory
+	Mirrors   map[string][]string
+	PlainHTTP []string // registries without TLS
+	Pool      int      // parked slots; 0: the agent's default, agent.PoolNone: none
+	CPUFactor float64  // requested cores that one real core carries
+	Version   string
+	Getenv    func(string) string
+	Stdout    io.Writer
+	Log       *slog.Logger
+}
+
+// DefaultResourceGroup is made at the first start.
+const DefaultResourceGroup = "default"
+
+// validate reports every fault at once.
+func (c *Config) validate() error {
+	var faults []error
+	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+		faults = append(faults, fmt.Errorf("--listen %q: %w", c.Listen, err))
+	}
+	if c.DNSListen != "" {
+		if _, _, err := net.SplitHostPort(c.DNSListen); err != nil {
+			faults = append(faults, fmt.Errorf("--dns-listen %q: %w", c.DNSListen, err))
+		}
+	}
+	if c.Location == "" {
+		faults = append(faults, errors.New("--location must not be empty"))
+	}
+	for name, dir := range c.Shares {
+		if info, err := os.Stat(dir); err != nil || !info.IsDir() {
+			faults = append(faults, fmt.Errorf("--share %s=%s: not a directory", name, dir))
+		}
+	}
+	if c.CPUFactor <= 0 {
+		faults = append(faults, fmt.Errorf("--cpu-overcommit %g: must be more than 0", c.CPUFactor))
+	}
+	if c.Pool < agent.PoolNone {
+		faults = append(faults, fmt.Errorf("--pool %d: must not be negative", c.Pool))
+	}
+	if err := errors.Join(faults...); err != nil {
+		return fault.New(fault.Invalid, "", "%v", err)
+	}
+	return nil
+}
+
+// Up runs the platform until ctx ends. Groups go on afterwards; the next Up adopts them.
+func Up(ctx context.Context, cfg Config) error {
+	if err := cfg.validate(); err != nil {
+		return err
+	}
+	if os.Getuid() != 0 {
+		return fault.New(fault.Denied, "", "spillway up must run as root: it makes namespaces, cgroups and mounts.")
+	}
+	var err error
+	cfg.DataDir, err = filepath.Abs(cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
+		return err
+	}
+	lock, err := lockDir(cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	site := &site{Config: cfg}
+	if site.runtimePath, err = findRuntime(cfg.Runtime); err != nil {
+		return err
+	}
+	if site.instance, err = openInstance(&cfg); err != nil {
+		return err
+	}
+	return site.run(ctx)
+}
+
+// site is a platform whose place is its own: a locked data directory, an instance, a runtime that exists.
+type site struct {
+	Config
+	instance    *instance
+	runtimePath string // "": parked
+}
+
+// run builds everything, in order, and closes it in reverse.
+func (s *site) run(ctx context.Context) error {
+	cfg := &s.Config
+	// What the loops use is closed after they have ended: in reverse order of this function.
+	loops, stop := context.WithCancel(ctx)
+	defer stop()
+	run, loops := errgroup.WithContext(loops)
+
+	member, err := embedded.Start(ctx, filepath.Join(cfg.DataDir, "etcd"))
+	if err != nil {
+		return fmt.Errorf("start the store: %w", err)
+	}
+	defer member.Close()
+	key, err := sealed.LoadKey(filepath.Join(cfg.DataDir, "store.key"))
+	if err != nil {
+		return err
+	}
+	st, err := sealed.New(etcd.New(member.Client()), key)
+	if err != nil {
+		return err
+	}
+	ids, first, err := identity.Open(ctx, st, cfg.Log, nil)
+	if err != nil {
+		return err
+	}
+	authority, err := identity.OpenAuthority(cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	ctrl, err := controller.New(ctx, controller.Config{Store: st, Location: cfg.Location, Log: cfg.Log,
+		Policy: place.Policy{CPUOvercommit: cfg.CPUFactor, MemoryOvercommit: 1}})
+	if err != nil {
+		return err
+	}
+	if err := ensureDefaults(ctx, ctrl, ids, cfg.Location); err != nil {
+		return err
+	}
+	h, err := openHost(loops, s, func(st group.Status) { ctrl.Report(st) })
+	if err != nil {
+		return err
+	}
+	defer h.close()
+
+	listener, err := net.Listen("tcp", cfg.Listen)
+	if err != nil {
+		return fault.New(fault.Unavailable, "", "The API cannot listen on %s: %v. Choose another address with --listen.", cfg.Listen, err)
+	}
+	server := httpapi.Server(httpapi.New(httpapi.Config{Controller: ctrl, Identity: ids, Log: cfg.Log, Version: cfg.Version,
+		Metrics: metrics(h), Stopping: loops.Done()}), cfg.Log)
+	server.TLSConfig = authority.TLS()
+
+	run.Go(func() error { return ctrl.Run(loops) })
+	run.Go(func() error { return ids.Run(loops) })
+	run.Go(func() error { return h.agent.Run(loops) })
+	run.Go(func() error { return h.dns.Run(loops) })
+	ctrl.Connect(h.agent)
+	run.Go(func() error { return serve(loops, server, listener) })
+	run.Go(func() error { return watchMember(loops, member) })
+	run.Go(func() error {
+		doctor.LogFloors(loops, cfg.Log, doctor.FindRuntimes(loops, "crun", "runc", s.runtimePath, FindGVisor(cfg.DataDir)))
+		return nil
+	})
+
+	endpoint := "https://" + endpointHost(listener.Addr().String())
+	if _, err := ids.WriteClient(ctx, cfg.DataDir, endpoint, cfg.Location, first); err != nil {
+		stop()
+		return errors.Join(err, run.Wait())
+	}
+	fmt.Fprintf(cfg.Stdout, "ready %s\n", endpoint)
+	err = run.Wait()
+	if errors.Is(err, context.Canceled) || ctx.Err() != nil && errors.Is(err, http.ErrServerClosed) {
+		err = nil
+	}
+	return err
+}
+
+// endpointHost makes a listener's address one that a client can dial.
+func endpointHost(addr string) string {
+	hostname, port, err := net.SplitHostPort(addr)
+	if ip := net.ParseIP(hostname); err == nil && ip != nil && ip.IsUnspecified() {
+		return net.JoinHostPort("127.0.0.1", port)
+	}
+	return addr
+}
+
+func watchMember(ctx context.Context, m *embedded.Member) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-m.Err():
+		return fmt.Errorf("the store has failed: %w", err)
+	}
+}
+
+// serve answers the API until ctx ends; requests under way get a moment to finish, streams have ended with ctx.
+func serve(ctx context.Context, server *http.Server, l net.Listener) error {
+	const patience = 2 * time.Second
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		<-ctx.Done()
+		soon, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		if server.Shutdown(soon) != nil {
+			server.Close()
+		}
+	}()
+	err := server.ServeTLS(l, "", "")
+	if errors.Is(err, http.ErrServerClosed) {
+		<-stopped
+		return nil
+	}
+	return err
+}
+
+// ensureDefaults makes the resource group that commands use when none is named.
+func ensureDefaults(ctx context.Context, ctrl *controller.Controller, ids *identity.Service, location string) error {
+	for _, s := range ids.Tenant().Subscriptions {
+		if _, err := ctrl.ResourceGroup(s.ID, DefaultResourceGroup); err == nil {
+			continue
+		}
+		if _, _, err := ctrl.PutResourceGroup(ctx, controller.ResourceGroup{Subscription: s.ID, Name: DefaultResourceGroup, Location: location}); err != nil {
+			return fmt.Errorf("make resource group %s: %w", DefaultResourceGroup, err)
+		}
+	}
+	return nil
+}
+
+// pidOf reads the process id of a running platform from its lock file, 0 when none runs.
+func pidOf(dir string) int {
+	body, err := os.ReadFile(filepath.Join(dir, "up.lock"))
+	if err != nil {
+		return 0
+	}
+	pid, _ := strconv.Atoi(string(body))
+	return pid
+}
