@@ -1,0 +1,48 @@
+# The names of what can be made; each is a line here or a script in hack/. 'make up' and 'make test' are all you need.
+SHELL := /bin/bash
+GO    ?= go
+export CGO_ENABLED = 0
+LDFLAGS = -s -w
+
+.PHONY: build up down purge test soak setup runsc generate vet race fuzz bench man clean need
+
+build: need ## bin/spillway, which carries its keeper
+	@mkdir -p bin
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o internal/runtime/embed/spillway-keeper ./cmd/spillway-keeper
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/spillway ./cmd/spillway
+
+need:
+	@hack/need.sh build
+
+up: ## build, start the platform in the background, run the sample group
+	@hack/need.sh up
+	@$(MAKE) --no-print-directory build
+	@hack/up.sh
+
+down: ## stop the platform; groups go on
+	@hack/down.sh
+
+purge: ## stop the platform and remove every group, mount, namespace, rule and file of it
+	@hack/down.sh purge
+
+setup: ## install what the tests use
+	@hack/setup.sh
+
+runsc: ## bin/runsc: gVisor, for groups with --isolation gvisor
+	@hack/runsc.sh
+
+test: setup ## every test that this machine can run; SOAK=10m soaks longer
+	@$(MAKE) --no-print-directory build
+	@hack/test.sh $(SOAK)
+
+soak: setup ## use the platform at random while its processes are killed; SOAK=1h, SPILLWAY_SEED=N repeats
+	SPILLWAY_SOAK=$(or $(SOAK),60s) $(GO) test ./test -run '^TestSoak$$' -count 1 -v -timeout 0
+
+vet: ## go vet
+	$(GO) vet ./...
+
+man: build ## manual pages in build/man
+	@bin/spillway man build/man && echo "build/man: $$(ls build/man | wc -l) pages; man -l build/man/spillway.1"
+
+clean: ## what was built
+	rm -rf bin build internal/runtime/embed/spillway-keeper
