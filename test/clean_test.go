@@ -7,7 +7,9 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -54,6 +56,15 @@ func gatewayOf(gateway string) error {
 	for _, a := range addrs {
 		if gateway != "" && strings.HasPrefix(a.String(), gateway+"/") {
 			return fmt.Errorf("address %s is left", a)
+		}
+	}
+	routes, err := exec.Command("ip", "-4", "route", "show", "table", "all").Output()
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(routes)) {
+		if gateway != "" && slices.Contains(strings.Fields(line), gateway) {
+			return fmt.Errorf("route %q is left", strings.TrimSpace(line))
 		}
 	}
 	return nil

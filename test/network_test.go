@@ -2,6 +2,7 @@ package test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -57,6 +58,23 @@ func TestGroupsReachEachOtherAndTheMachineThem(t *testing.T) {
 	if out, code := p.exec(peer, "c", "ping -c1 -W1 "+addr); code != 0 {
 		t.Errorf("ping: %s", out)
 	}
+}
+
+func TestARangeOfAnotherPlatformIsRefused(t *testing.T) {
+	t.Parallel()
+	cidr := "--network=10.201.0.0/16"
+	p := startPlatform(t, options{args: []string{cidr}})
+	if err := p.importImage(busybox()); err != nil {
+		t.Fatal(err)
+	}
+	n := p.create("owner", []M{container("c", web("owned"))})
+	addr := address(p.running(n))
+	out, err := exec.Command(p.bin.spillway, "up", "--data-dir", t.TempDir(), "--listen", "127.0.0.1:0", cidr).CombinedOutput()
+	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 5 || !strings.Contains(string(out), "10.201.0.0/16") {
+		t.Errorf("a second platform in the same range: %v, %s, want exit code 5 and the range", err, out)
+	}
+	waitFor(t, "the owner's page", func() bool { out, _ := fetch("http://" + addr + ":8000/"); return out == "owned" })
+	p.running(p.create("next", []M{container("c", sleeper)}))
 }
 
 func TestNoPlatformPortInReach(t *testing.T) {

@@ -217,11 +217,16 @@ func withoutIPv6(index uint32) *message {
 
 // newAddress is a /32 on a device.
 func newAddress(dev uint32, addr []byte) *message {
+	m := newMessage(unix.RTM_NEWADDR, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_REPLACE, addressHead(dev))
+	return m.attr(unix.IFA_LOCAL, addr).attr(unix.IFA_ADDRESS, addr)
+}
+
+// addressHead is struct ifaddrmsg of a /32.
+func addressHead(dev uint32) []byte {
 	head := make([]byte, unix.SizeofIfAddrmsg)
 	head[0], head[1] = unix.AF_INET, 32
 	binary.NativeEndian.PutUint32(head[4:], dev)
-	m := newMessage(unix.RTM_NEWADDR, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_REPLACE, head)
-	return m.attr(unix.IFA_LOCAL, addr).attr(unix.IFA_ADDRESS, addr)
+	return head
 }
 
 // routeSpec is one IPv4 route; zero fields are left out.

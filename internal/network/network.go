@@ -67,7 +67,21 @@ type Network struct {
 }
 
 // Open makes the table, the gateway address and the public routes of an instance, or adopts those that are there.
+// Errors: conflict when another instance has the range.
 func Open(ctx context.Context, cfg Config) (*Network, error) {
+	n, err := connect(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.open(); err != nil {
+		return nil, errors.Join(fmt.Errorf("open network %s of instance %s: %w", cfg.CIDR, cfg.Instance, err), n.Close())
+	}
+	n.log.InfoContext(ctx, "network ready", "instance", cfg.Instance, "cidr", cfg.CIDR.String(), "gateway", n.plan.gateway.String(), "addresses", len(n.have.guard))
+	return n, nil
+}
+
+// connect opens the sockets of an instance's network and changes nothing.
+func connect(cfg Config) (*Network, error) {
 	p, err := newPlan(cfg)
 	if err != nil {
 		return nil, err
@@ -78,14 +92,13 @@ func Open(ctx context.Context, cfg Config) (*Network, error) {
 	if n.log == nil {
 		n.log = slog.New(slog.DiscardHandler)
 	}
-	if err := n.open(); err != nil {
-		return nil, errors.Join(fmt.Errorf("open network %s of instance %s: %w", cfg.CIDR, cfg.Instance, err), n.Close())
+	if err := n.dial(); err != nil {
+		return nil, errors.Join(fmt.Errorf("open network of instance %s: %w", cfg.Instance, err), n.Close())
 	}
-	n.log.InfoContext(ctx, "network ready", "instance", cfg.Instance, "cidr", cfg.CIDR.String(), "gateway", p.gateway.String(), "addresses", len(n.have.guard))
 	return n, nil
 }
 
-func (n *Network) open() error {
+func (n *Network) dial() error {
 	var err error
 	if n.home, err = os.Open("/proc/thread-self/ns/net"); err != nil {
 		return fmt.Errorf("open own network namespace: %w", err)
@@ -96,22 +109,28 @@ func (n *Network) open() error {
 	if n.rt, err = dial(unix.NETLINK_ROUTE); err != nil {
 		return err
 	}
-	if n.nf, err = dial(unix.NETLINK_NETFILTER); err != nil {
+	n.nf, err = dial(unix.NETLINK_NETFILTER)
+	return err
+}
+
+func (n *Network) open() error {
+	if err := n.checkPublic(); err != nil {
 		return err
 	}
-	if err := n.checkPublic(); err != nil {
+	if err := n.claimGateway(); err != nil {
 		return err
 	}
 	// Forwarding is the one setting that belongs to the whole machine; groups reach nothing without it.
 	if err := writeSysctl("net/ipv4/ip_forward", "1"); err != nil {
 		return err
 	}
-	if err := n.addGateway(); err != nil {
+	if err := n.addPublic(); err != nil {
 		return err
 	}
 	if err := applyRuleset(n.plan); err != nil {
 		return err
 	}
+	var err error
 	n.have, err = n.readElements()
 	return err
 }

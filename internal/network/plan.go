@@ -91,7 +91,7 @@ func (p plan) check(m Membership) error {
 }
 
 // ChooseCIDR picks the range of a new instance: a block that overlaps nothing in use. The instance's id spreads the
-// choice, so that two instances that start at the same moment do not take the same block.
+// choice; another instance may still choose the same at the same moment, so the range has to be claimed (see Claim).
 func ChooseCIDR(instance string, used []netip.Prefix) (netip.Prefix, error) {
 	blocks := 1 << (blockBits - pool.Bits())
 	start := int(hash(instance) % uint64(blocks))

@@ -203,9 +203,14 @@ func (n *Network) Slots() ([]uint32, error) {
 	return out, nil
 }
 
-// Purge removes everything of this instance: links, table, gateway address and public routes. Only the machine-wide
+// Purge removes everything of an instance: links, table, gateway address and public routes. Only the machine-wide
 // forwarding switch stays as it is, because others may rely on it.
-func (n *Network) Purge(_ context.Context) error {
+func Purge(_ context.Context, cfg Config) error {
+	n, err := connect(cfg)
+	if err != nil {
+		return err
+	}
+	defer n.Close()
 	present, err := n.links()
 	if err != nil {
 		return err
@@ -231,55 +236,6 @@ func (n *Network) removeTable() error {
 		return fmt.Errorf("delete table %s: %w", n.plan.table, err)
 	}
 	return nil
-}
-
-// addGateway puts the gateway address on loopback and makes public ranges local to this machine, so that it answers
-// for each of their addresses without one address record each.
-func (n *Network) addGateway() error {
-	n.rtMu.Lock()
-	defer n.rtMu.Unlock()
-	gw := n.plan.gateway.AsSlice()
-	msgs := []*message{linkUp(loopbackIndex), newAddress(loopbackIndex, gw)}
-	for _, p := range n.plan.public {
-		msgs = append(msgs, publicRoute(p, gw))
-	}
-	if err := n.rt.do(msgs...); err != nil {
-		return fmt.Errorf("add gateway %s: %w", n.plan.gateway, err)
-	}
-	return nil
-}
-
-func (n *Network) removeGateway() error {
-	n.rtMu.Lock()
-	defer n.rtMu.Unlock()
-	var errs []error
-	gw := n.plan.gateway.AsSlice()
-	for _, p := range n.plan.public {
-		m := publicRoute(p, gw)
-		asDelete(m, unix.RTM_DELROUTE)
-		errs = append(errs, ignore(n.rt.do(m), unix.ESRCH))
-	}
-	m := newAddress(loopbackIndex, gw)
-	asDelete(m, unix.RTM_DELADDR)
-	return errors.Join(append(errs, ignore(n.rt.do(m), unix.EADDRNOTAVAIL))...)
-}
-
-func publicRoute(p netip.Prefix, gateway []byte) *message {
-	return route(routeSpec{dst: p.Addr().AsSlice(), bits: uint8(p.Bits()), dev: loopbackIndex, src: gateway,
-		scope: unix.RT_SCOPE_HOST, kind: unix.RTN_LOCAL, table: unix.RT_TABLE_LOCAL})
-}
-
-// asDelete turns the message that makes a thing into the one that removes it.
-func asDelete(m *message, kind uint16) {
-	flags := uint16(unix.NLM_F_REQUEST | unix.NLM_F_ACK)
-	m.b[4], m.b[5], m.b[6], m.b[7] = byte(kind), byte(kind>>8), byte(flags), byte(flags>>8)
-}
-
-func ignore(err error, code unix.Errno) error {
-	if errors.Is(err, code) {
-		return nil
-	}
-	return err
 }
 
 // checkPublic refuses public ranges that hold an address of this machine: packets to it would be dropped.

@@ -71,13 +71,8 @@ func Purge(ctx context.Context, dir string, log *slog.Logger) error {
 	if err := endKeeper(ctx, inst.runDir(), tree); err != nil {
 		return fmt.Errorf("end containers: %w", err)
 	}
-	all := []error{tree.Remove("")}
-	if n, err := network.Open(ctx, network.Config{Instance: inst.ID, CIDR: inst.CIDR, Log: log}); err == nil {
-		all = append(all, n.Purge(ctx), n.Close())
-	} else {
-		all = append(all, err)
-	}
-	all = append(all, purgeMounts(ctx, dir, log), removeRunDir(inst.runDir()))
+	all := []error{tree.Remove(""), network.Purge(ctx, network.Config{Instance: inst.ID, CIDR: inst.CIDR, Log: log}),
+		purgeMounts(ctx, dir, log), removeRunDir(inst.runDir())}
 	if err := errors.Join(all...); err != nil {
 		return err
 	}

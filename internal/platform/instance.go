@@ -1,6 +1,7 @@
 package platform
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
@@ -43,7 +44,7 @@ func readInstance(dir string) (*instance, error) {
 }
 
 // openInstance reads the instance of the data directory, or chooses one that no other platform here uses.
-func openInstance(cfg *Config) (*instance, error) {
+func openInstance(ctx context.Context, cfg *Config) (*instance, error) {
 	i, err := readInstance(cfg.DataDir)
 	if err == nil {
 		if cfg.Network.IsValid() && cfg.Network != i.CIDR {
@@ -54,20 +55,34 @@ func openInstance(cfg *Config) (*instance, error) {
 	if !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	if i, err = chooseInstance(cfg.Network); err != nil {
-		return nil, err
+	for {
+		if i, err = chooseInstance(cfg.Network); err != nil {
+			return nil, err
+		}
+		err = i.claim(ctx, cfg)
+		if fault.KindOf(err) != fault.Conflict || cfg.Network.IsValid() {
+			return i, err
+		}
 	}
-	body, err := json.Marshal(i)
-	if err != nil {
-		return nil, err
-	}
-	path := instancePath(cfg.DataDir)
-	if err := writeSynced(path, body); err != nil {
-		return nil, err
-	}
-	return i, os.MkdirAll(i.runDir(), 0o700)
 }
 
+// claim writes the instance down and takes its range. Written first: what it takes can then be found and given back,
+// whenever the process dies.
+func (i *instance) claim(ctx context.Context, cfg *Config) error {
+	body, err := json.Marshal(i)
+	if err != nil {
+		return err
+	}
+	if err := writeSynced(instancePath(cfg.DataDir), body); err != nil {
+		return err
+	}
+	if err := network.Claim(ctx, network.Config{Instance: i.ID, CIDR: i.CIDR}); err != nil {
+		return errors.Join(err, os.Remove(instancePath(cfg.DataDir)))
+	}
+	return os.MkdirAll(i.runDir(), 0o700)
+}
+
+// chooseInstance picks an id that no other platform here uses and, when none is given, a range.
 func chooseInstance(cidr netip.Prefix) (*instance, error) {
 	taken, err := network.Tables()
 	if err != nil {

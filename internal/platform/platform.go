@@ -112,7 +112,7 @@ func Up(ctx context.Context, cfg Config) error {
 	if site.runtimePath, err = findRuntime(cfg.Runtime); err != nil {
 		return err
 	}
-	if site.instance, err = openInstance(&cfg); err != nil {
+	if site.instance, err = openInstance(ctx, &cfg); err != nil {
 		return err
 	}
 	return site.run(ctx)
