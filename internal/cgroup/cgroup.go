@@ -36,6 +36,8 @@ var controllers = []string{"cpu", "cpuacct", "memory", "pids"}
 type Tree struct {
 	mode Mode
 	base string
+	// hand is what a v2 cgroup writes to hand its controllers down, and withdraw what it writes to take them back.
+	hand, withdraw string
 	// roots are the mounted hierarchies, one per distinct mount, with the controllers that each carries.
 	roots []hierarchy
 	// others are v1 hierarchies that are not used here, but in which OCI runtimes make cgroups of the same names.
@@ -74,21 +76,45 @@ func Detect() Mode {
 
 // Open finds the hierarchies and makes the base cgroup in each.
 func Open(base string) (*Tree, error) {
-	t := &Tree{mode: Detect(), base: base}
-	if t.mode == V2 {
-		t.roots = []hierarchy{{mountPoint, controllers}}
-	} else {
-		mounts, err := os.ReadFile("/proc/self/mountinfo")
-		if err != nil {
-			return nil, err
-		}
-		t.roots, t.others = v1Roots(string(mounts))
+	if Detect() == V2 {
+		return openV2(mountPoint, base, "cpu", "memory", "pids")
 	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	t := &Tree{mode: V1, base: base}
+	t.roots, t.others = v1Roots(string(mounts))
 	for _, c := range []string{"cpu", "memory", "pids"} {
 		if t.root(c) == "" {
-			return nil, fmt.Errorf("cgroup controller %s is not mounted on this machine", c)
+			return nil, missing(c)
 		}
 	}
+	return t, t.Make("")
+}
+
+func missing(controller string) error {
+	return fmt.Errorf("cgroup controller %s is not there on this machine", controller)
+}
+
+// OpenUnlimited makes the tree of an instance in a v2 hierarchy, wherever it is mounted and whatever controllers it
+// has: for tests of v2 on machines whose controllers are in v1. Limits have no effect in it.
+func OpenUnlimited(mount, base string) (*Tree, error) { return openV2(mount, base) }
+
+func openV2(mount, base string, needed ...string) (*Tree, error) {
+	body, err := os.ReadFile(filepath.Join(mount, "cgroup.controllers"))
+	if err != nil {
+		return nil, err
+	}
+	t := &Tree{mode: V2, base: base, roots: []hierarchy{{mount, controllers}}}
+	var hand, withdraw []string
+	for _, c := range needed {
+		if !slices.Contains(strings.Fields(string(body)), c) {
+			return nil, missing(c)
+		}
+		hand, withdraw = append(hand, "+"+c), append(withdraw, "-"+c)
+	}
+	t.hand, t.withdraw = strings.Join(hand, " "), strings.Join(withdraw, " ")
 	return t, t.Make("")
 }
 
@@ -155,13 +181,10 @@ func (t *Tree) Make(path string) error {
 		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 			return fmt.Errorf("make cgroup: %w", err)
 		}
-		if t.mode == V2 {
-			// Children need the controllers; their parent hands them down. The leaf itself holds processes and hands
-			// down nothing.
-			parent := filepath.Join(filepath.Dir(dir), "cgroup.subtree_control")
-			if err := os.WriteFile(parent, []byte("+cpu +memory +pids"), 0o644); err != nil {
-				return fmt.Errorf("enable cgroup controllers: %w", err)
-			}
+		// Children need the controllers; their parent hands them down. The leaf itself holds processes and hands down
+		// nothing.
+		if err := t.control(filepath.Dir(dir), t.hand); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -181,14 +204,25 @@ func (t *Tree) Leaf(path string) error {
 				}
 			}
 		}
-		if t.mode == V2 && err == nil {
+		if err == nil {
 			// Controllers that are handed down keep processes out.
-			if err := os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("-cpu -memory -pids"), 0o644); err != nil {
-				return fmt.Errorf("make cgroup a leaf: %w", err)
+			if err := t.control(dir, t.withdraw); err != nil {
+				return err
 			}
 		}
 	}
 	return t.Make(path)
+}
+
+// control changes what a v2 cgroup hands down to those below it.
+func (t *Tree) control(dir, change string) error {
+	if change == "" {
+		return nil
+	}
+	if err := os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte(change), 0o644); err != nil {
+		return fmt.Errorf("hand down cgroup controllers: %w", err)
+	}
+	return nil
 }
 
 // Limit sets what a cgroup may use.

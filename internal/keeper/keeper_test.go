@@ -47,7 +47,10 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func newRig(t testing.TB) *rig {
+func newRig(t testing.TB) *rig { return newRigIn(t, cgroup.Open) }
+
+// newRigIn is a rig with the cgroups that open gives.
+func newRigIn(t testing.TB, open func(base string) (*cgroup.Tree, error)) *rig {
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
 	}
@@ -59,7 +62,7 @@ func newRig(t testing.TB) *rig {
 	if r.dir, err = os.MkdirTemp("/run", "spillway-test-"); err != nil {
 		t.Fatal(err)
 	}
-	if r.tree, err = cgroup.Open(filepath.Base(r.dir)); err != nil {
+	if r.tree, err = open(filepath.Base(r.dir)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
