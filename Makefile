@@ -4,7 +4,7 @@ GO    ?= go
 export CGO_ENABLED = 0
 LDFLAGS = -s -w
 
-.PHONY: build up down purge test soak setup runsc generate vet race fuzz bench man clean need
+.PHONY: build kubernetes up down purge test soak setup runsc generate vet race fuzz bench man clean need
 
 build: need ## bin/spillway, which carries its keeper
 	@mkdir -p bin
@@ -13,6 +13,14 @@ build: need ## bin/spillway, which carries its keeper
 
 need:
 	@hack/need.sh build
+
+# Upstream's own version, which its components report.
+KUBERNETES = v1.36.3
+kubernetes: need ## bin/spillway-kubernetes: a control plane without nodes (its first build takes some minutes)
+	@mkdir -p bin
+	cd kubernetes && $(GO) build -trimpath -ldflags '$(LDFLAGS) \
+		-X k8s.io/component-base/version.gitVersion=$(KUBERNETES) -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36 \
+		-X k8s.io/client-go/pkg/version.gitVersion=$(KUBERNETES)' -o ../bin/spillway-kubernetes ./cmd/spillway-kubernetes
 
 up: ## build, start the platform in the background, run the sample group
 	@hack/need.sh up
