@@ -69,6 +69,7 @@ type Agent struct {
 	pool     *pool
 	reclaim  *reclaimer
 	networks *networks
+	routes   *routes
 	runtimes map[group.Isolation]runtime.Runtime
 	keeper   atomic.Pointer[keeper.Client]
 	resolv   string // shared resolv.conf
@@ -119,7 +120,7 @@ func Open(ctx context.Context, cfg Config) (*Agent, error) {
 		return nil, err
 	}
 	a.addrs = network.NewGroupPool(cfg.Network.CIDR())
-	a.pool, a.reclaim = newPool(a), newReclaimer(a)
+	a.pool, a.reclaim, a.routes = newPool(a), newReclaimer(a), newRoutes(a)
 	a.makeRuntimes()
 	if err := a.writeResolv(); err != nil {
 		return nil, err
@@ -156,6 +157,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { return a.keepKeeper(ctx) })
 	g.Go(func() error { a.reclaim.run(ctx); return nil })
 	g.Go(func() error { a.watchDisk(ctx); return nil })
+	g.Go(func() error { a.routes.run(ctx); return nil })
 	err := g.Wait()
 	a.wg.Wait()
 	if k := a.keeper.Load(); k != nil {

@@ -85,7 +85,11 @@ func TestNetworkNumbers(t *testing.T) {
 	}
 	number := func(n *networks, subscription string) uint32 {
 		t.Helper()
-		got, err := n.of(subscription)
+		subscription, network, named := strings.Cut(subscription, "/")
+		if !named {
+			network = group.DefaultNetwork
+		}
+		got, err := n.of(subscription, network)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -104,6 +108,10 @@ func TestNetworkNumbers(t *testing.T) {
 	}
 	if c := number(again, "c"); c == a || c == b {
 		t.Errorf("a new subscription got %d, which is taken", c)
+	}
+	named := number(again, "a/blue")
+	if named == a || named == number(again, "b/blue") || named != number(again, "A/blue") {
+		t.Errorf("network blue of subscription a got %d; its default network has %d", named, a)
 	}
 }
 

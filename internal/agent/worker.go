@@ -186,11 +186,7 @@ func (w *worker) names(s group.Status) {
 		w.a.cfg.Names.Remove(w.m.UID)
 		return
 	}
-	ready := s.State == group.Running
-	for _, c := range s.Containers {
-		ready = ready && c.Ready
-	}
-	if !ready {
+	if !s.Ready() {
 		w.a.setAsker(w.g, addr)
 		return
 	}

@@ -155,6 +155,9 @@ func (d *decoder) own(o *object, s *group.Spec) {
 		s.GraceSeconds = &grace
 	}
 	s.EphemeralStorage = o.bytes(o.since(vOwn, "ephemeralStorageInGB"), maxStorageGB)
+	if s.Network = o.network(o.since(vOwn, "network")); s.Network == group.DefaultNetwork {
+		s.Network = "" // named or not, it is the same network
+	}
 }
 
 // pick is choice for a field that older api-versions lack; "" when absent.
@@ -163,6 +166,18 @@ func (o *object) pick(since Version, name string, words ...string) string {
 		return ""
 	}
 	return o.choice(name, "", words...)
+}
+
+// network reads the name of a virtual network.
+func (o *object) network(field string) string {
+	name := o.str(field)
+	if name == "" {
+		return ""
+	}
+	if why := labelRule(name, 1, true); why != "" {
+		o.d.fault("", o.at(field), "The network name '%s' in '%s' is invalid: %s.", clip(name), o.at(field), why)
+	}
+	return name
 }
 
 func (d *decoder) hostAlias(o *object) group.HostAlias {

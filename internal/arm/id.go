@@ -9,10 +9,12 @@ import (
 	"spillway.dev/spillway/internal/group"
 )
 
-// Provider is the resource provider namespace, GroupType the type of a container group.
+// Provider is the resource provider namespace; the types are those of container groups, service addresses and resource
+// groups.
 const (
 	Provider          = "Microsoft.ContainerInstance"
 	GroupType         = Provider + "/containerGroups"
+	AddressType       = Provider + "/serviceAddresses"
 	ResourceGroupType = "Microsoft.Resources/resourceGroups"
 )
 
@@ -32,6 +34,11 @@ func ResourceGroupID(subscription, name string) string {
 // ID renders the canonical id of a container group.
 func ID(ref group.Ref) string {
 	return ResourceGroupID(ref.Subscription, ref.ResourceGroup) + "/providers/" + GroupType + "/" + ref.Name
+}
+
+// AddressID renders the canonical id of a service address.
+func AddressID(ref group.Ref) string {
+	return ResourceGroupID(ref.Subscription, ref.ResourceGroup) + "/providers/" + AddressType + "/" + ref.Name
 }
 
 // ParseID reads the id of a container group; case, double and trailing slashes do not matter. Errors: invalid.

@@ -68,6 +68,15 @@ func CheckGroupName(s string) error {
 	return nil
 }
 
+// CheckAddressName applies the rule for the names of service addresses.
+func CheckAddressName(s string) error {
+	if why := labelRule(s, 1, true); why != "" {
+		return &fault.Error{Kind: fault.Invalid, Code: "InvalidServiceAddressName", Target: "name",
+			Message: fmt.Sprintf("The service address name '%s' is invalid: %s.", clip(s), why)}
+	}
+	return nil
+}
+
 // CheckResourceGroupName applies ARM's rule for the names of resource groups.
 func CheckResourceGroupName(s string) error {
 	ok := s != "" && len(s) <= maxRGName && !strings.HasSuffix(s, ".")

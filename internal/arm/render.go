@@ -17,6 +17,9 @@ type View struct {
 	Status *group.Status // nil when no host has reported yet
 }
 
+// Ref names the group.
+func (v View) Ref() group.Ref { return v.Group.Ref }
+
 // Provisioning says how far the platform has come with what was asked.
 func (v View) Provisioning(now time.Time) group.Provisioning {
 	g, s := v.Group, v.Status
@@ -138,6 +141,7 @@ func ownGroup(g *group.Group) *OwnGroup {
 		UID: g.UID, Generation: g.Generation, Epoch: g.Epoch, Host: g.Host, Desired: string(g.Desired), Created: Stamp(g.Created),
 		Labels: s.Labels, Isolation: string(s.Isolation), Hostname: s.Hostname, Sysctls: s.Sysctls,
 		ShareProcesses: s.ShareProcesses, GraceSeconds: s.GraceSeconds, EphemeralStorage: inGB(s.EphemeralStorage),
+		Network: s.NetworkName(),
 	}
 	for _, a := range s.HostAliases {
 		own.HostAliases = append(own.HostAliases, wireHostAlias{IP: a.IP, Hostnames: a.Names})

@@ -49,6 +49,7 @@ type OwnGroup struct {
 	ShareProcesses   bool              `json:"shareProcessNamespace,omitempty"`
 	GraceSeconds     *int              `json:"terminationGracePeriodSeconds,omitempty"`
 	EphemeralStorage float64           `json:"ephemeralStorageInGB,omitempty"`
+	Network          string            `json:"network"`
 }
 
 type wireHostAlias struct {

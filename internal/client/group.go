@@ -14,6 +14,14 @@ import (
 	"spillway.dev/spillway/internal/host"
 )
 
+// Parts of a group.
+type (
+	Container     = arm.Container
+	ContainerView = arm.ContainerView
+	Moment        = arm.Moment
+	GroupEvent    = arm.Event
+)
+
 // Group is a container group as the API shows it. It marshals to exactly the JSON that came.
 type Group struct {
 	arm.Resource
@@ -69,33 +77,15 @@ func (c *Client) GetGroup(ctx context.Context, rg, name string) (*Group, error) 
 
 // ListGroups reads all groups of a resource group, of the whole subscription when rg is "*".
 func (c *Client) ListGroups(ctx context.Context, rg string) ([]*Group, error) {
-	query := url.Values{}
-	var all []*Group
-	for {
-		var page struct {
-			Value []*Group `json:"value"`
-			Next  string   `json:"nextLink"`
-		}
-		if err := c.Do(ctx, Call{Method: http.MethodGet, Path: c.listPath(rg), Query: query}, &page); err != nil {
-			return nil, err
-		}
-		all = append(all, page.Value...)
-		if page.Next == "" {
-			return all, nil
-		}
-		next, err := url.Parse(page.Next)
-		if err != nil {
-			return nil, fmt.Errorf("read nextLink: %w", err)
-		}
-		query = next.Query()
-	}
+	return list[Group](ctx, c, c.listPath(rg, arm.GroupType))
 }
 
-func (c *Client) listPath(rg string) string {
+// listPath is the path of a list of resources of one type.
+func (c *Client) listPath(rg, kind string) string {
 	if rg == "*" {
-		return "/subscriptions/" + url.PathEscape(c.cfg.SubscriptionID) + "/providers/" + arm.GroupType
+		return "/subscriptions/" + url.PathEscape(c.cfg.SubscriptionID) + "/providers/" + kind
 	}
-	return c.ResourceGroupPath(rg) + "/providers/" + arm.GroupType
+	return c.ResourceGroupPath(rg) + "/providers/" + kind
 }
 
 // PatchTags replaces the tags of a group.

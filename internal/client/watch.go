@@ -8,6 +8,8 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+
+	"spillway.dev/spillway/internal/arm"
 )
 
 // Types of watch events.
@@ -44,7 +46,7 @@ type Watch struct {
 
 // Watch opens a watch. Errors: gone, when the revision is too old.
 func (c *Client) Watch(ctx context.Context, opt WatchOptions) (*Watch, error) {
-	path := c.listPath(opt.ResourceGroup)
+	path := c.listPath(opt.ResourceGroup, arm.GroupType)
 	if opt.Name != "" {
 		path = c.GroupPath(opt.ResourceGroup, opt.Name)
 	}

@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -27,23 +28,35 @@ import (
 // the kernel shares cores fairly by request.
 const DefaultCPUOvercommit = 10
 
+// DefaultServices is the range of allocated service addresses: of the addresses that providers use between themselves,
+// which no machine's own networks should.
+var DefaultServices = netip.MustParsePrefix("100.64.0.0/16")
+
 // Config is what a controller needs.
 type Config struct {
 	Store    store.Store
 	Location string       // name of the region that this platform is
 	Policy   place.Policy // zero: DefaultCPUOvercommit, memory as it is
+	// Services is the range that service addresses get their address from when they ask for none; zero:
+	// DefaultServices. Reserved are the groups' own ranges, where no service address may be.
+	Services netip.Prefix
+	Reserved []netip.Prefix
 	Log      *slog.Logger
 	Now      func() time.Time // nil: time.Now
 }
 
 // Controller implements all that the API can ask of groups, resource groups and hosts. It is safe for concurrent use.
 type Controller struct {
-	cfg  Config
-	feed *feed
+	cfg         Config
+	feed        *feed[arm.View]
+	addressFeed *feed[arm.AddressView]
 
-	mu    sync.RWMutex // guards idx and links; held only for memory, never over IO
-	idx   index
-	links map[string]host.Link
+	mu      sync.RWMutex // guards what follows; held only for memory, never over IO
+	idx     index
+	links   map[string]host.Link
+	settled bool // what hosts have not told by now does not count
+
+	serving sync.Mutex // orders what hosts are told of service addresses; taken before mu
 
 	// placing is held for reading from the choice of a host to the message to it, for writing while a host is told
 	// which groups it keeps: in between, a new group would be taken for a foreign one.
@@ -51,6 +64,7 @@ type Controller struct {
 
 	dirty  *queue // uids whose status should be stored
 	gone   *queue // uids of which nothing is left on their host
+	moved  *queue // uids of service addresses that may lead elsewhere now
 	loaded int64  // store revision that idx started from
 }
 
@@ -62,11 +76,15 @@ func New(ctx context.Context, cfg Config) (*Controller, error) {
 	if cfg.Policy.CPUOvercommit == 0 {
 		cfg.Policy.CPUOvercommit = DefaultCPUOvercommit
 	}
-	c := &Controller{cfg: cfg, idx: newIndex(), links: map[string]host.Link{}, dirty: newQueue(), gone: newQueue()}
+	if !cfg.Services.IsValid() {
+		cfg.Services = DefaultServices
+	}
+	c := &Controller{cfg: cfg, idx: newIndex(), links: map[string]host.Link{}, dirty: newQueue(), gone: newQueue(), moved: newQueue()}
 	if err := c.load(ctx); err != nil {
 		return nil, fmt.Errorf("load groups: %w", err)
 	}
-	c.feed = newFeed(newID()[:8])
+	life := newID()[:8]
+	c.feed, c.addressFeed = newFeed[arm.View](life), newFeed[arm.AddressView](life)
 	return c, nil
 }
 
@@ -93,6 +111,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	defer cancel()
 	wg.Go(func() { c.persistLoop(ctx) })
 	wg.Go(func() { c.removeLoop(ctx) })
+	wg.Go(func() { c.serveLoop(ctx) })
 	return c.follow(ctx)
 }
 
@@ -137,6 +156,7 @@ func (c *Controller) Connect(link host.Link) {
 	for _, g := range mine {
 		link.Assign(g)
 	}
+	c.serveAll(link)
 	retain(link, mine)
 	c.placing.Unlock()
 	for _, g := range mine {

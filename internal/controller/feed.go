@@ -23,12 +23,15 @@ const (
 // behind has to read the current state again.
 const feedSize = 16384
 
-// Event is a change of one group.
-type Event struct {
+// Event is a change of one group or service address, as the API shows it.
+type Event[V named] struct {
 	Type string
-	View arm.View
+	View V
 	Seq  int64
 }
+
+// named is what a feed tells of.
+type named interface{ Ref() group.Ref }
 
 // Filter chooses groups. Empty fields mean all; case does not matter.
 type Filter struct {
@@ -47,26 +50,25 @@ func fits(want, got string) bool { return want == "" || strings.EqualFold(want, 
 // feed is the newest events in order. Every change, of a record or a status, has one sequence number; it counts from
 // the start of this process, whose random name is part of every revision, so that a revision of an earlier process
 // is recognised and refused instead of misread.
-type feed struct {
+type feed[V named] struct {
 	name string
 
 	mu   sync.Mutex // guards the rest; taken after the controller's lock
-	ring []Event
+	ring []Event[V]
 	next int64 // sequence number of the next event
 	wake chan struct{}
 }
 
-func newFeed(name string) *feed { return &feed{name: name, next: 1} }
+func newFeed[V named](name string) *feed[V] { return &feed[V]{name: name, next: 1} }
 
 // publish adds an event, with the controller's lock held so that snapshots fit the sequence.
-func (c *Controller) publish(kind string, e *entry) {
-	f := c.feed
+func (f *feed[V]) publish(kind string, view V) {
 	if f == nil { // loading
 		return
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	event := Event{Type: kind, View: e.view(), Seq: f.next}
+	event := Event[V]{Type: kind, View: view, Seq: f.next}
 	if len(f.ring) < feedSize {
 		f.ring = append(f.ring, event)
 	} else {
@@ -80,31 +82,36 @@ func (c *Controller) publish(kind string, e *entry) {
 }
 
 // Watcher reads events from one point on.
-type Watcher struct {
-	feed   *feed
+type Watcher[V named] struct {
+	feed   *feed[V]
 	filter Filter
 	next   int64
 }
 
-// Watch opens a watcher: with a revision it goes on after it, else it starts now and gives the current state.
+// Watch opens a watcher of groups: with a revision it goes on after it, else it starts now and gives the current state.
 // Errors: gone, when the revision is too old or of another life of the platform.
-func (c *Controller) Watch(filter Filter, revision string) (*Watcher, []arm.View, error) {
+func (c *Controller) Watch(filter Filter, revision string) (*Watcher[arm.View], []arm.View, error) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return watch(c.feed, filter, revision, c.views)
+}
+
+// watch opens a watcher, with the controller's lock held so that the current state fits the sequence.
+func watch[V named](f *feed[V], filter Filter, revision string, state func(Filter) []V) (*Watcher[V], []V, error) {
 	if revision != "" {
-		seq, err := c.feed.parse(revision)
+		seq, err := f.parse(revision)
 		if err != nil {
 			return nil, nil, err
 		}
-		return &Watcher{feed: c.feed, filter: filter, next: seq + 1}, nil, nil
+		return &Watcher[V]{feed: f, filter: filter, next: seq + 1}, nil, nil
 	}
-	c.mu.RLock()
-	defer c.mu.RUnlock()
-	views := c.views(filter)
-	c.feed.mu.Lock()
-	defer c.feed.mu.Unlock()
-	return &Watcher{feed: c.feed, filter: filter, next: c.feed.next}, views, nil
+	views := state(filter)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return &Watcher[V]{feed: f, filter: filter, next: f.next}, views, nil
 }
 
-func (f *feed) parse(revision string) (int64, error) {
+func (f *feed[V]) parse(revision string) (int64, error) {
 	name, number, _ := strings.Cut(revision, "-")
 	seq, err := strconv.ParseInt(number, 10, 64)
 	f.mu.Lock()
@@ -115,9 +122,9 @@ func (f *feed) parse(revision string) (int64, error) {
 	return seq, nil
 }
 
-func (f *feed) oldest() int64 { return f.next - int64(len(f.ring)) }
+func (f *feed[V]) oldest() int64 { return f.next - int64(len(f.ring)) }
 
-func (f *feed) tooOld(revision string) error {
+func (f *feed[V]) tooOld(revision string) error {
 	if len(revision) > 64 {
 		revision = revision[:64]
 	}
@@ -125,13 +132,13 @@ func (f *feed) tooOld(revision string) error {
 }
 
 // Revision is where a later watch can go on from: all events up to it have been read.
-func (w *Watcher) Revision() string { return w.RevisionOf(w.next - 1) }
+func (w *Watcher[V]) Revision() string { return w.RevisionOf(w.next - 1) }
 
 // RevisionOf is the revision of one event.
-func (w *Watcher) RevisionOf(seq int64) string { return fmt.Sprintf("%s-%d", w.feed.name, seq) }
+func (w *Watcher[V]) RevisionOf(seq int64) string { return fmt.Sprintf("%s-%d", w.feed.name, seq) }
 
 // Next waits for events. Errors: gone, when the watcher fell too far behind; ctx's.
-func (w *Watcher) Next(ctx context.Context) ([]Event, error) {
+func (w *Watcher[V]) Next(ctx context.Context) ([]Event[V], error) {
 	for {
 		events, wake, err := w.poll()
 		if err != nil || len(events) > 0 {
@@ -146,16 +153,16 @@ func (w *Watcher) Next(ctx context.Context) ([]Event, error) {
 }
 
 // poll takes what is there, or a channel that tells when there is more.
-func (w *Watcher) poll() ([]Event, <-chan struct{}, error) {
+func (w *Watcher[V]) poll() ([]Event[V], <-chan struct{}, error) {
 	f := w.feed
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if w.next < f.oldest() {
 		return nil, nil, f.tooOld(w.Revision())
 	}
-	var out []Event
+	var out []Event[V]
 	for ; w.next < f.next; w.next++ {
-		if e := f.ring[(w.next-1)%feedSize]; w.filter.Match(e.View.Group.Ref) {
+		if e := f.ring[(w.next-1)%feedSize]; w.filter.Match(e.View.Ref()) {
 			out = append(out, e)
 		}
 	}

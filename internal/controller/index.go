@@ -42,13 +42,14 @@ type hostRecord struct {
 
 // index is all that the controller knows, by every way it is asked for. The controller's lock guards it.
 type index struct {
-	groups   map[string]*entry            // by arm.Key
-	byUID    map[string]*entry            //
-	byRG     map[string]map[string]*entry // by subscription/resource group, then arm.Key
-	rgs      map[string]*ResourceGroup    // by subscription/name
-	cordoned map[string]bool              // by host
-	used     map[string]group.Resources   // by host
-	pending  map[string]reservation       // by uid: for commits that are under way
+	groups    map[string]*entry            // by arm.Key
+	byUID     map[string]*entry            //
+	byRG      map[string]map[string]*entry // by subscription/resource group, then arm.Key
+	rgs       map[string]*ResourceGroup    // by subscription/name
+	cordoned  map[string]bool              // by host
+	used      map[string]group.Resources   // by host
+	pending   map[string]reservation       // by uid: for commits that are under way
+	addresses *addressIndex
 	// buried holds the revision of own deletions, by store key, until the store's watch has told of them: older
 	// records of the same key that it still has to tell must not come to life again.
 	buried   map[string]int64
@@ -59,7 +60,7 @@ func newIndex() index {
 	return index{
 		groups: map[string]*entry{}, byUID: map[string]*entry{}, byRG: map[string]map[string]*entry{},
 		rgs: map[string]*ResourceGroup{}, cordoned: map[string]bool{}, used: map[string]group.Resources{},
-		pending: map[string]reservation{}, buried: map[string]int64{},
+		pending: map[string]reservation{}, buried: map[string]int64{}, addresses: newAddressIndex(),
 	}
 }
 
@@ -82,6 +83,8 @@ func (c *Controller) apply(ch store.Change) error {
 		if c.putGroup(&g, ch.Revision) && c.feed != nil {
 			c.assign(&g)
 		}
+	case strings.HasPrefix(key, store.Addresses):
+		return c.applyAddress(ch)
 	case strings.HasPrefix(key, store.ResourceGroups):
 		return c.applyResourceGroup(ch)
 	case strings.HasPrefix(key, store.Statuses):
@@ -97,6 +100,7 @@ func (c *Controller) apply(ch store.Change) error {
 		if e := c.idx.byUID[s.UID]; e != nil {
 			e.status = &s
 			c.idx.account(e)
+			c.followTarget(e, false)
 		}
 	case strings.HasPrefix(key, store.Hosts):
 		var h hostRecord
@@ -184,7 +188,8 @@ func (c *Controller) putGroup(g *group.Group, revision int64) bool {
 	c.idx.release(e)
 	e.group, e.revision = g, revision
 	c.idx.account(e)
-	c.publish(kind, e)
+	c.followTarget(e, false)
+	c.feed.publish(kind, e.view())
 	return true
 }
 
@@ -207,7 +212,8 @@ func (c *Controller) remove(key string, e *entry) {
 	if len(c.idx.byRG[scope]) == 0 {
 		delete(c.idx.byRG, scope)
 	}
-	c.publish(Deleted, e)
+	c.followTarget(e, true)
+	c.feed.publish(Deleted, e.view())
 }
 
 // settled says whether a group has come to rest and holds nothing: it ended by itself, or what was asked to stop has

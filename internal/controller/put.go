@@ -32,7 +32,7 @@ func (c *Controller) Put(ctx context.Context, ref group.Ref, req *arm.Request) (
 		if err != nil {
 			return Result{}, err
 		}
-		if err := c.checkLocation(req, rg); err != nil {
+		if req.Location, err = c.checkLocation(req.Location, arm.GroupType, rg); err != nil {
 			return Result{}, err
 		}
 		ref.ResourceGroup, ref.Subscription = rg.Name, rg.Subscription
@@ -57,17 +57,16 @@ func busy(ref group.Ref) error {
 	return fault.New(fault.Conflict, "ContainerGroupTransitioning", "The container group '%s' is still transitioning, please retry later.", ref.Name)
 }
 
-// checkLocation fills in the location of the resource group and refuses foreign ones.
-func (c *Controller) checkLocation(req *arm.Request, rg ResourceGroup) error {
-	if req.Location == "" {
-		req.Location = rg.Location
+// checkLocation gives the location of a resource, by default its resource group's, and refuses foreign ones.
+func (c *Controller) checkLocation(location, kind string, rg ResourceGroup) (string, error) {
+	if location == "" {
+		location = rg.Location
 	}
-	if normal(req.Location) != normal(c.cfg.Location) {
-		return &fault.Error{Kind: fault.Invalid, Code: "LocationNotAvailableForResourceType", Target: "location", Message: fmt.Sprintf(
-			"The provided location '%.64s' is not available for resource type '%s'. List of available regions for the resource type is '%s'.", req.Location, arm.GroupType, c.cfg.Location)}
+	if normal(location) != normal(c.cfg.Location) {
+		return "", &fault.Error{Kind: fault.Invalid, Code: "LocationNotAvailableForResourceType", Target: "location", Message: fmt.Sprintf(
+			"The provided location '%.64s' is not available for resource type '%s'. List of available regions for the resource type is '%s'.", location, kind, c.cfg.Location)}
 	}
-	req.Location = c.cfg.Location
-	return nil
+	return c.cfg.Location, nil
 }
 
 // normal is a location as ARM compares it: "West US" is "westus".
@@ -300,6 +299,7 @@ func fixed(old, g *group.Group) error {
 	note("restart policy", a.RestartPolicy == b.RestartPolicy)
 	note("isolation", a.Isolation == b.Isolation)
 	note("zones", equal(old.Zones, g.Zones))
+	note("network", a.NetworkName() == b.NetworkName())
 	note("IP address or its ports", equal(addressOf(a), addressOf(b)))
 	note("CPU, memory or ports of a container, or the set of containers",
 		equal(shapeOf(a.Containers), shapeOf(b.Containers)) && a.Total() == b.Total())

@@ -36,7 +36,8 @@ func (c *Controller) Report(s group.Status) {
 	}
 	e.status = &s
 	c.idx.account(e)
-	c.publish(Modified, e)
+	c.followTarget(e, false)
+	c.feed.publish(Modified, e.view())
 	desired, name, host := e.group.Desired, e.group.Ref.Name, e.group.Host
 	c.mu.Unlock()
 

@@ -52,10 +52,9 @@ func (c *Controller) ListResourceGroups(subscription string) []ResourceGroup {
 // PutResourceGroup creates or updates a resource group; created tells which. Errors: invalid (foreign location),
 // conflict (being deleted).
 func (c *Controller) PutResourceGroup(ctx context.Context, want ResourceGroup) (rg ResourceGroup, created bool, err error) {
-	if err := c.checkLocation(&arm.Request{Location: want.Location}, ResourceGroup{Location: c.cfg.Location}); err != nil {
+	if want.Location, err = c.checkLocation(want.Location, arm.ResourceGroupType, ResourceGroup{Location: c.cfg.Location}); err != nil {
 		return rg, false, err
 	}
-	want.Location = c.cfg.Location
 	for range maxAttempts {
 		old, err := c.ResourceGroup(want.Subscription, want.Name)
 		created = err != nil
@@ -110,6 +109,11 @@ func (c *Controller) DeleteResourceGroup(ctx context.Context, subscription, name
 			return rg, err
 		}
 	}
+	for _, v := range c.Addresses(Filter{Subscription: subscription, ResourceGroup: name}) {
+		if _, err := c.DeleteAddress(ctx, v.Address.Ref); err != nil && fault.KindOf(err) != fault.NotFound {
+			return rg, err
+		}
+	}
 	c.sweep(ctx, subscription, name)
 	return rg, nil
 }
@@ -129,7 +133,7 @@ func (c *Controller) sweepAll(ctx context.Context) {
 func (c *Controller) sweep(ctx context.Context, subscription, name string) {
 	key := rgKey(subscription, name)
 	c.mu.RLock()
-	rg, empty := c.idx.rgs[key], len(c.idx.byRG[key]) == 0
+	rg, empty := c.idx.rgs[key], len(c.idx.byRG[key]) == 0 && c.idx.addresses.inGroup[key] == 0
 	c.mu.RUnlock()
 	if rg == nil || !rg.Deleting || !empty {
 		return

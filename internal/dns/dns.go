@@ -194,7 +194,7 @@ func (s *Server) answer(q *dns.Msg, source netip.Addr) *dns.Msg {
 	if name == Zone || strings.HasSuffix(name, "."+Zone) {
 		return s.own(q, name, source)
 	}
-	if addr, ok := reverseAddr(name); ok && s.ours(addr) {
+	if addr, ok := reverseAddr(name); ok && (s.ours(addr) || len(s.Reverse(addr, source)) > 0) {
 		return s.pointer(q, addr, source)
 	}
 	return s.forward.ask(q)

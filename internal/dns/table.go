@@ -6,9 +6,9 @@ import (
 	"sync"
 )
 
-// Owner is who names belong to: a group.
+// Owner is who names belong to: a group, or a service address, which asks nothing.
 type Owner struct {
-	Addr    netip.Addr // where its questions come from
+	Addr    netip.Addr // where its questions come from; invalid: nowhere
 	Network uint32     // whose names it sees beside the public ones
 	Names   []Name
 }
@@ -83,19 +83,27 @@ func drop[K comparable](m map[K]map[string][]Name, key K, owner string) {
 	}
 }
 
-// Lookup gives the addresses of a name as seen from a source.
+// Lookup gives the addresses of a name as seen from a source. The names of the source's own network win over public
+// ones: nobody takes a name of another network over by publishing it.
 func (t *Table) Lookup(name string, source netip.Addr) []netip.Addr {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	var out []netip.Addr
+	var own, public []netip.Addr
 	for owner, list := range t.names[fold(name)] {
 		for _, n := range list {
-			if t.sees(source, owner, n) {
-				out = append(out, n.Addr)
+			switch {
+			case !t.sees(source, owner, n):
+			case n.Public:
+				public = append(public, n.Addr)
+			default:
+				own = append(own, n.Addr)
 			}
 		}
 	}
-	return out
+	if own != nil {
+		return own
+	}
+	return public
 }
 
 // Reverse gives the names of an address as seen from a source.

@@ -59,6 +59,18 @@ type Spec struct {
 	ShareProcesses   bool                 `json:"shareProcesses,omitempty"`   // one process namespace for the group
 	GraceSeconds     *int                 `json:"graceSeconds,omitempty"`     // SIGTERM → SIGKILL; default DefaultGraceSeconds
 	EphemeralStorage int64                `json:"ephemeralStorage,omitempty"` // bytes of writable layers, logs and disk emptyDirs; 0 = no limit
+	Network          string               `json:"network,omitempty"`          // of the subscription; "" = DefaultNetwork
+}
+
+// DefaultNetwork is the network of groups that name none.
+const DefaultNetwork = "default"
+
+// NetworkName is the name of the group's network.
+func (s *Spec) NetworkName() string {
+	if s.Network == "" {
+		return DefaultNetwork
+	}
+	return s.Network
 }
 
 // RestartPolicy says which exits start a container again.

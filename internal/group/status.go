@@ -76,6 +76,16 @@ type Moment struct {
 	Message  string         `json:"message,omitempty"` // termination message
 }
 
+// Ready says whether the group runs and every container of it takes work.
+func (s *Status) Ready() bool {
+	for _, c := range s.Containers {
+		if !c.Ready {
+			return false
+		}
+	}
+	return s.State == Running
+}
+
 // Event types.
 const (
 	Normal  = "Normal"

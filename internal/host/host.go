@@ -1,6 +1,6 @@
 // Package host is the vocabulary of the machines that run groups, and of what the control plane asks of them.
 //
-// It imports only the standard library and group. Start reading at Link: everything that a server can ask of a host.
+// It imports only the standard library, group and service. Start reading at Link: everything that a server can ask of a host.
 package host
 
 import (
@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"spillway.dev/spillway/internal/group"
+	"spillway.dev/spillway/internal/service"
 )
 
 // Host is a machine that runs an agent.
@@ -35,6 +36,9 @@ type Link interface {
 	// Retain tells the host that these are all its groups: it forgets and cleans up any other. All of them have been
 	// assigned before.
 	Retain(uids map[string]bool)
+	// Serve tells the host of service addresses. It only records the wish and wakes the host's loop. The first call of
+	// a connection is full, and comes after all groups have been assigned.
+	Serve(u service.Update)
 	// Status is the newest status of a group, false when the host does not know it.
 	Status(uid string) (group.Status, bool)
 	// Describe is what the host says of itself.

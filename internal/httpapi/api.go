@@ -72,8 +72,16 @@ func Server(h http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler: h, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		HTTP2:    &http.HTTP2Config{MaxConcurrentStreams: maxStreams, MaxReceiveBufferPerStream: streamBuffer, MaxReceiveBufferPerConnection: maxStreams * streamBuffer},
 	}
 }
+
+// Bounds of one HTTP/2 connection. The connection holds as much as all of its streams together: a body that is read
+// slowly, an image that is imported say, must not keep the bodies of other requests from arriving.
+const (
+	maxStreams   = 128
+	streamBuffer = 256 << 10 // bytes
+)
 
 // call is one request on its way.
 type call struct {
@@ -192,6 +200,9 @@ func (a *api) authorize(c *call) error {
 		}
 		if _, ok := c.params["group"]; ok {
 			scope = arm.ID(c.ref())
+		}
+		if _, ok := c.params["address"]; ok {
+			scope = arm.AddressID(c.addressRef())
 		}
 	}
 	if c.route.action == "" {

@@ -9,6 +9,7 @@ import (
 	"spillway.dev/spillway/internal/arm"
 	"spillway.dev/spillway/internal/controller"
 	"spillway.dev/spillway/internal/fault"
+	"spillway.dev/spillway/internal/group"
 )
 
 // maxPage is the most groups of one page.
@@ -43,7 +44,7 @@ func (a *api) putGroup(c *call) error {
 
 func (a *api) getGroup(c *call) error {
 	if c.query("watch") == "true" {
-		return a.watch(c, controller.Filter(c.ref()))
+		return a.watchGroups(c, controller.Filter(c.ref()))
 	}
 	v, err := a.Controller.Get(c.ref())
 	if err != nil {
@@ -130,9 +131,9 @@ func (a *api) listGroups(c *call) error {
 		}
 	}
 	if c.query("watch") == "true" {
-		return a.watch(c, filter)
+		return a.watchGroups(c, filter)
 	}
-	views, next, err := c.cut(a.Controller.List(filter))
+	views, next, err := cut(c, a.Controller.List(filter))
 	if err != nil {
 		return err
 	}
@@ -144,7 +145,7 @@ func (a *api) listGroups(c *call) error {
 }
 
 // cut takes one page out of an ordered list: $top and $skipToken say which.
-func (c *call) cut(views []arm.View) (part []arm.View, next string, err error) {
+func cut[V interface{ Ref() group.Ref }](c *call, views []V) (part []V, next string, err error) {
 	size := maxPage
 	if top := c.query("$top"); top != "" {
 		n, err := strconv.Atoi(top)
@@ -158,7 +159,7 @@ func (c *call) cut(views []arm.View) (part []arm.View, next string, err error) {
 		if err != nil {
 			return nil, "", fault.New(fault.Invalid, "InvalidQueryParameterValue", "The query parameter '$skipToken' is not one that this platform made. Start again without it.")
 		}
-		for len(views) > 0 && arm.Key(views[0].Group.Ref) <= string(after) {
+		for len(views) > 0 && arm.Key(views[0].Ref()) <= string(after) {
 			views = views[1:]
 		}
 	}
@@ -166,7 +167,7 @@ func (c *call) cut(views []arm.View) (part []arm.View, next string, err error) {
 		return views, "", nil
 	}
 	part = views[:size]
-	query := url.Values{"api-version": {c.query("api-version")}, "$skipToken": {base64.RawURLEncoding.EncodeToString([]byte(arm.Key(part[size-1].Group.Ref)))}}
+	query := url.Values{"api-version": {c.query("api-version")}, "$skipToken": {base64.RawURLEncoding.EncodeToString([]byte(arm.Key(part[size-1].Ref())))}}
 	if size != maxPage {
 		query.Set("$top", strconv.Itoa(size))
 	}
@@ -203,6 +204,9 @@ func (a *api) listResources(c *call) error {
 	items := []item{}
 	for _, v := range a.Controller.List(filter) {
 		items = append(items, item{ID: arm.ID(v.Group.Ref), Name: v.Group.Ref.Name, Type: arm.GroupType, Location: v.Group.Location, Tags: orEmpty(v.Group.Tags)})
+	}
+	for _, v := range a.Controller.Addresses(filter) {
+		items = append(items, item{ID: arm.AddressID(v.Address.Ref), Name: v.Address.Ref.Name, Type: arm.AddressType, Location: v.Address.Location, Tags: orEmpty(v.Address.Tags)})
 	}
 	return c.answer(http.StatusOK, page{Value: items})
 }

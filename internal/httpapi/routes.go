@@ -39,6 +39,7 @@ const (
 	groups    = rg + provider + "/containerGroups"
 	one       = groups + "/{group}"
 	container = one + "/containers/{container}"
+	addresses = rg + provider + "/serviceAddresses"
 	platform  = "/providers/Spillway.Platform"
 )
 
@@ -60,6 +61,12 @@ func routes() []route {
 		{"POST", container + "/exec", identity.Exec, groupVersion, 0, (*api).exec},
 		{"POST", container + "/attach", identity.Attach, groupVersion, anyBody, (*api).attach},
 		{"GET", "/execstream/sessionId/{ticket}", "", noVersion, public | streaming, (*api).stream},
+
+		{"GET", addresses, identity.ReadAddresses, ownVersion, streaming, (*api).listAddresses},
+		{"GET", sub + provider + "/serviceAddresses", identity.ReadAddresses, ownVersion, streaming, (*api).listAddresses},
+		{"GET", addresses + "/{address}", identity.ReadAddresses, ownVersion, streaming, (*api).getAddress},
+		{"PUT", addresses + "/{address}", identity.WriteAddresses, ownVersion, 0, (*api).putAddress},
+		{"DELETE", addresses + "/{address}", identity.DeleteAddresses, ownVersion, 0, (*api).deleteAddress},
 
 		{"GET", location + "/usages", identity.ReadLocations, groupVersion, 0, (*api).usages},
 		{"GET", location + "/cachedImages", identity.ReadLocations, groupVersion, 0, (*api).cachedImages},

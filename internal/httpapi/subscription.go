@@ -63,7 +63,8 @@ func providerNames() []string {
 func (a *api) provider(c *call, name string) map[string]any {
 	types := []map[string]any{}
 	if name == arm.Provider {
-		types = append(types, map[string]any{"resourceType": "containerGroups", "locations": []string{a.Controller.Location()}, "apiVersions": arm.Versions(), "capabilities": "SupportsTags, SupportsLocation"})
+		types = append(types, map[string]any{"resourceType": "containerGroups", "locations": []string{a.Controller.Location()}, "apiVersions": arm.Versions(), "capabilities": "SupportsTags, SupportsLocation"},
+			map[string]any{"resourceType": "serviceAddresses", "locations": []string{a.Controller.Location()}, "apiVersions": []string{arm.Superset}, "capabilities": "SupportsTags, SupportsLocation"})
 	}
 	return map[string]any{
 		"id": "/subscriptions/" + c.params["subscription"] + "/providers/" + name, "namespace": name,

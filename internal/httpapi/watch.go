@@ -10,6 +10,7 @@ import (
 	"spillway.dev/spillway/internal/arm"
 	"spillway.dev/spillway/internal/controller"
 	"spillway.dev/spillway/internal/fault"
+	"spillway.dev/spillway/internal/group"
 )
 
 // Timing of watches.
@@ -20,17 +21,28 @@ const (
 
 // line is one line of a watch.
 type line struct {
-	Type     string        `json:"type"`
-	Object   *arm.Resource `json:"object,omitempty"`
-	Revision string        `json:"revision,omitempty"`
+	Type     string `json:"type"`
+	Object   any    `json:"object,omitempty"`
+	Revision string `json:"revision,omitempty"`
 }
 
-// watch sends the current state and then every change, as newline-delimited JSON.
-func (a *api) watch(c *call, filter controller.Filter) error {
+// watchGroups sends groups.
+func (a *api) watchGroups(c *call, filter controller.Filter) error {
 	w, views, err := a.Controller.Watch(filter, c.query("revision"))
 	if err != nil {
 		return err
 	}
+	return watch(a, c, w, watched[arm.View]{views, func(v arm.View) any { return arm.Render(v, c.version, a.Now()) }})
+}
+
+// watched is what a watch begins with, and how it is shown.
+type watched[V interface{ Ref() group.Ref }] struct {
+	views  []V
+	render func(V) any
+}
+
+// watch sends the current state and then every change, as newline-delimited JSON.
+func watch[V interface{ Ref() group.Ref }](a *api, c *call, w *controller.Watcher[V], what watched[V]) error {
 	done, err := a.openStream()
 	if err != nil {
 		return err
@@ -39,8 +51,8 @@ func (a *api) watch(c *call, filter controller.Filter) error {
 	c.w.Header().Set("Content-Type", "application/x-ndjson")
 	c.w.WriteHeader(http.StatusOK)
 	out := &lineWriter{c: c, control: http.NewResponseController(c.w)}
-	for _, v := range views {
-		out.add(line{Type: controller.Added, Object: arm.Render(v, c.version, a.Now())})
+	for _, v := range what.views {
+		out.add(line{Type: controller.Added, Object: what.render(v)})
 	}
 	if c.query("revision") == "" {
 		out.add(line{Type: "BOOKMARK", Revision: w.Revision()})
@@ -56,7 +68,7 @@ func (a *api) watch(c *call, filter controller.Filter) error {
 			out.add(line{Type: "BOOKMARK", Revision: w.Revision()})
 		}
 		for _, e := range events {
-			out.add(line{Type: e.Type, Object: arm.Render(e.View, c.version, a.Now()), Revision: w.RevisionOf(e.Seq)})
+			out.add(line{Type: e.Type, Object: what.render(e.View), Revision: w.RevisionOf(e.Seq)})
 		}
 	}
 	return nil

@@ -16,6 +16,9 @@ const (
 	ReadLogs            Action = "Microsoft.ContainerInstance/containerGroups/containers/logs/read"
 	Exec                Action = "Microsoft.ContainerInstance/containerGroups/containers/exec/action"
 	Attach              Action = "Microsoft.ContainerInstance/containerGroups/containers/attach/action"
+	ReadAddresses       Action = "Microsoft.ContainerInstance/serviceAddresses/read"
+	WriteAddresses      Action = "Microsoft.ContainerInstance/serviceAddresses/write"
+	DeleteAddresses     Action = "Microsoft.ContainerInstance/serviceAddresses/delete"
 	ReadLocations       Action = "Microsoft.ContainerInstance/locations/read"
 	ReadSubscriptions   Action = "Microsoft.Resources/subscriptions/read"
 	ReadResourceGroups  Action = "Microsoft.Resources/subscriptions/resourceGroups/read"
@@ -23,6 +26,7 @@ const (
 	DeleteResourceGroup Action = "Microsoft.Resources/subscriptions/resourceGroups/delete"
 	ReadHosts           Action = "Spillway.Platform/hosts/read"
 	WriteHosts          Action = "Spillway.Platform/hosts/write"
+	OpenHosts           Action = "Spillway.Platform/hosts/endpoints/write" // a service address that leads to hosts themselves
 	ReadImages          Action = "Spillway.Platform/images/read"
 	WriteImages         Action = "Spillway.Platform/images/write"
 )

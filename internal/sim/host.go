@@ -8,6 +8,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"strconv"
 	"strings"
 	"sync"
@@ -16,6 +17,7 @@ import (
 	"spillway.dev/spillway/internal/fault"
 	"spillway.dev/spillway/internal/group"
 	"spillway.dev/spillway/internal/host"
+	"spillway.dev/spillway/internal/service"
 )
 
 // Behaviour is what one start of a container does.
@@ -54,6 +56,7 @@ type Host struct {
 
 	mu     sync.Mutex // guards the rest
 	groups map[string]*run
+	routes map[string]service.Route
 	images map[string]host.Image
 	wg     sync.WaitGroup
 	serial int
@@ -67,7 +70,7 @@ func NewHost(name string, rule Rule, report func(group.Status)) *Host {
 		rule = FromCommand
 	}
 	return &Host{
-		rule: rule, report: report, groups: map[string]*run{}, images: map[string]host.Image{},
+		rule: rule, report: report, groups: map[string]*run{}, routes: map[string]service.Route{}, images: map[string]host.Image{},
 		desc: host.Host{
 			Name: name, Pool: "default", Capacity: group.Resources{MilliCPU: 2000, Memory: 64 << 30},
 			Isolation: []group.Isolation{group.IsolationShared}, Version: "sim", Runtime: "sim",
@@ -119,6 +122,28 @@ func (h *Host) Retain(uids map[string]bool) {
 			r.poke()
 		}
 	}
+}
+
+// Serve implements host.Link.
+func (h *Host) Serve(u service.Update) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if u.Full {
+		clear(h.routes)
+	}
+	for _, uid := range u.Gone {
+		delete(h.routes, uid)
+	}
+	for _, r := range u.Set {
+		h.routes[r.UID] = r
+	}
+}
+
+// Routes are the service addresses that the host carries, by uid.
+func (h *Host) Routes() map[string]service.Route {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return maps.Clone(h.routes)
 }
 
 // Status implements host.Link.

@@ -10,6 +10,8 @@ const (
 	Statuses       = Root + "statuses/"       // uid → last status worth keeping
 	ResourceGroups = Root + "resourcegroups/" // subscription/name → resource group
 	Labels         = Root + "labels/"         // location/label → uid
+	Addresses      = Root + "addresses/"      // subscription/resource group/name → service address
+	AddressIPs     = Root + "addressips/"     // subscription/network/address → uid
 	Hosts          = Root + "hosts/"          // name → what the platform wants of a host
 	Principals     = Root + "principals/"     // client id → principal
 	SigningKeys    = Root + "signingkeys/"    // key id → token signing key
@@ -31,6 +33,16 @@ func StatusKey(uid string) string { return Statuses + uid }
 
 // LabelKey is the key that makes a DNS label unique in its location.
 func LabelKey(location, label string) string { return Labels + join(location, label) }
+
+// AddressKey is the key of a service address.
+func AddressKey(subscription, resourceGroup, name string) string {
+	return Addresses + join(subscription, resourceGroup, name)
+}
+
+// AddressIPKey is the key that makes a service address's IP address unique in its network.
+func AddressIPKey(subscription, network, ip string) string {
+	return AddressIPs + join(subscription, network, ip)
+}
 
 // HostKey is the key of what the platform wants of a host.
 func HostKey(name string) string { return Hosts + name }

@@ -13,7 +13,7 @@ var layers = []struct {
 	name     string
 	packages []string
 }{
-	{"vocabulary", []string{"fault", "group", "host", "store"}},
+	{"vocabulary", []string{"fault", "group", "host", "service", "store"}},
 	{"pure", []string{"arm", "converge", "place", "seccomp", "stream"}},
 	{"adapter", []string{"cgroup", "client", "dns", "identity", "image", "keeper", "network", "probe", "runtime", "sandbox",
 		"store/embedded", "store/etcd", "store/mem", "store/sealed", "volume"}},
@@ -24,6 +24,8 @@ var layers = []struct {
 // sideways are imports within a storey, each with its reason.
 var sideways = map[string]string{
 	"host -> group":         "a host is asked to run groups: one vocabulary in two files",
+	"host -> service":       "and to carry service addresses",
+	"service -> group":      "a service address leads to groups, and is named as they are",
 	"keeper -> sandbox":     "the keeper starts the sandbox's init and hands it its specification",
 	"runtime -> cgroup":     "a runtime is put together of cgroups, keeper and sandbox",
 	"runtime -> keeper":     "a runtime is put together of cgroups, keeper and sandbox",
@@ -47,6 +49,7 @@ var outside = map[string][]string{
 	"internal/fault":      {},
 	"internal/group":      {},
 	"internal/host":       {},
+	"internal/service":    {},
 	"internal/store":      {},
 	"internal/place":      {},
 	"internal/converge":   {},
