@@ -72,15 +72,15 @@ func Server(h http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler: h, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-		HTTP2:    &http.HTTP2Config{MaxConcurrentStreams: maxStreams, MaxReceiveBufferPerStream: streamBuffer, MaxReceiveBufferPerConnection: maxStreams * streamBuffer},
+		HTTP2:    &http.HTTP2Config{MaxConcurrentStreams: connectionStreams, MaxReceiveBufferPerStream: streamBuffer, MaxReceiveBufferPerConnection: connectionStreams * streamBuffer},
 	}
 }
 
 // Bounds of one HTTP/2 connection. The connection holds as much as all of its streams together: a body that is read
 // slowly, an image that is imported say, must not keep the bodies of other requests from arriving.
 const (
-	maxStreams   = 128
-	streamBuffer = 256 << 10 // bytes
+	connectionStreams = 128
+	streamBuffer      = 256 << 10 // bytes
 )
 
 // call is one request on its way.
