@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -23,17 +24,16 @@ const unnamed = "docker.io/library/imported"
 // Import reads a docker archive or an OCI archive, compressed or not, and gives the images in it. They belong to all
 // tenants: importing is the operator's business.
 func (s *Store) Import(ctx context.Context, r io.Reader) ([]Image, error) {
-	s.importing.Lock()
-	defer s.importing.Unlock()
 	ctx = s.context(ctx)
 	if err := s.checkDisk(0); err != nil {
 		return nil, err
 	}
-	ctx, release, err := s.lease(ctx, "import")
+	key := rand.Text()
+	ctx, release, err := s.lease(ctx, "import "+key)
 	if err != nil {
 		return nil, err
 	}
-	out, err := s.importAll(ctx, r)
+	out, err := s.importAll(ctx, ownKeys{s.content, key}, r)
 	if releaseErr := release(); err == nil {
 		err = releaseErr
 	}
@@ -46,13 +46,13 @@ func (s *Store) Import(ctx context.Context, r io.Reader) ([]Image, error) {
 	return out, nil
 }
 
-func (s *Store) importAll(ctx context.Context, r io.Reader) ([]Image, error) {
+func (s *Store) importAll(ctx context.Context, blobs content.Store, r io.Reader) ([]Image, error) {
 	plain, err := compression.DecompressStream(r)
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "", "the archive cannot be read: %v", err)
 	}
 	defer plain.Close()
-	desc, err := archive.ImportIndex(ctx, s.content, io.LimitReader(plain, s.cfg.MaxSize))
+	desc, err := archive.ImportIndex(ctx, blobs, io.LimitReader(plain, s.cfg.MaxSize))
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "", "this is neither a docker archive (docker save) nor an OCI archive: %v", err)
 	}
@@ -90,6 +90,24 @@ func (s *Store) importAll(ctx context.Context, r io.Reader) ([]Image, error) {
 		return nil, fault.New(fault.Invalid, "OsVersionNotSupported", "the archive holds no image for this host's platform")
 	}
 	return out, nil
+}
+
+// ownKeys is the content store for one import. The library writes files under their names in the archive: two archives
+// that arrive at the same moment have the same ones.
+type ownKeys struct {
+	content.Store
+	key string
+}
+
+// Writer implements content.Ingester.
+func (o ownKeys) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
+	var w content.WriterOpts
+	for _, opt := range opts {
+		if err := opt(&w); err != nil {
+			return nil, err
+		}
+	}
+	return o.Store.Writer(ctx, content.WithRef("import-"+o.key+"-"+w.Ref), content.WithDescriptor(w.Desc))
 }
 
 // importName is what an archive calls an image. A bare tag or nothing gets a repository of its own.

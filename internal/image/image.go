@@ -83,23 +83,22 @@ type Image struct {
 
 // Store is the images of one host. All methods are safe for concurrent use.
 type Store struct {
-	cfg     Config
-	log     *slog.Logger
-	db      *metadata.DB
-	bolt    *bbolt.DB
-	content content.Store
-	snaps   snapshots.Snapshotter
-	raw     snapshots.Snapshotter
-	images  images.Store
-	leases  leases.Manager
-	match   platforms.MatchComparer
+	cfg       Config
+	log       *slog.Logger
+	db        *metadata.DB
+	bolt      *bbolt.DB
+	content   content.Store
+	snaps     snapshots.Snapshotter
+	raw       snapshots.Snapshotter
+	images    images.Store
+	recording sync.Mutex // records of images: two may arrive for one name
+	leases    leases.Manager
+	match     platforms.MatchComparer
 
 	fetches *semaphore.Weighted
 	unpacks *semaphore.Weighted
 	locks   *keyedLocks
 	flights *flights
-
-	importing sync.Mutex // imports use the names in the archive as keys
 
 	mu    sync.RWMutex // guards known
 	known map[string]*entry

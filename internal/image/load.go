@@ -22,6 +22,8 @@ func (s *Store) record(ctx context.Context, name string, target ocispec.Descript
 	if err != nil {
 		return Image{}, err
 	}
+	s.recording.Lock()
+	defer s.recording.Unlock()
 	rec := images.Image{Name: name, Target: target, Labels: map[string]string{accessLabel: who.label()}}
 	_, err = s.images.Update(ctx, rec)
 	if errdefs.IsNotFound(err) {
