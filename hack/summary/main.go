@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -92,6 +93,28 @@ func (r *result) take(e event, output map[string][]string, out io.Writer) {
 	case "pass", "fail", "skip":
 		r.end(e, output[key], out)
 		delete(output, key)
+		if e.Test == "" {
+			r.unfinished(e, output, out)
+		}
+	}
+}
+
+// unfinishedLines is how much is shown of a test that never ended: a dump of all goroutines has no end.
+const unfinishedLines = 80
+
+// unfinished shows the tests of a package that has ended without them: they hung, or the process died.
+func (r *result) unfinished(e event, output map[string][]string, out io.Writer) {
+	for _, key := range slices.Sorted(maps.Keys(output)) {
+		name, ok := strings.CutPrefix(key, e.Package+"\x00")
+		if !ok || e.Action != "fail" {
+			continue
+		}
+		lines := output[key]
+		if last := len(lines) - 1; last < 0 || strings.HasPrefix(lines[last], "=== PAUSE") || strings.HasPrefix(lines[last], "--- ") {
+			continue
+		}
+		r.failures = append(r.failures, e.name()+" "+name+" never ended")
+		fmt.Fprintf(out, "%s never ended:\n%s", name, strings.Join(lines[:min(len(lines), unfinishedLines)], ""))
 	}
 }
 
