@@ -44,6 +44,10 @@ func (s *Server) adopt(terminals map[string]*os.File) error {
 
 func (s *Server) adoptOne(rec *record, terminal *os.File) {
 	ct := &container{Container: rec.Container, Cgroups: rec.Cgroups, slotRecord: rec.SlotRecord, exited: make(chan struct{})}
+	if ct.isGuest() {
+		s.adoptGuest(ct)
+		return
+	}
 	ct.log = &logger{dir: ct.LogDir, limit: ct.LogFile, files: ct.LogMax, pending: map[byte][]byte{}}
 	s.containers[ct.ID] = ct
 	if ct.Exited {
@@ -52,6 +56,9 @@ func (s *Server) adoptOne(rec *record, terminal *os.File) {
 	}
 	if ct.Pid == 0 && ct.OCI != nil {
 		ct.Pid, _ = readPid(s.pidPath(ct.ID))
+		if ct.Pid == 0 && ct.inGuest() {
+			ct.Pid, _ = readPid(s.pidPath(ct.OCI.Guest)) // which is asked whether it has begun, or will
+		}
 		ct.Birth, ct.Started = birth(ct.Pid), time.Now().UTC()
 	}
 	if neverBegun(ct) {
@@ -86,8 +93,8 @@ func (s *Server) adoptOne(rec *record, terminal *os.File) {
 	}
 	s.cfg.Log.Info("adopted container", "container", ct.ID, "pid", ct.Pid)
 	var end *ending
-	if processStat(ct.Pid).number(statParent) == uint64(os.Getpid()) {
-		end = s.reaper.wait(ct.Pid) // after an upgrade it is our own child
+	if !ct.inGuest() {
+		end = s.childEnd(ct.Pid)
 	}
 	go s.await(ct, end)
 }

@@ -86,7 +86,7 @@ func (s *Server) start(q *Start) (*Container, error) {
 		ct.Layer = q.Spec.Upper
 	}
 	if q.OCI != nil {
-		err = s.startOCI(ct, q)
+		err = s.startOCI(ct, q, sl)
 		if parked != nil {
 			go parked.kill() // an OCI runtime brings its own init; the end of ours must not compete with its start
 		}
@@ -123,6 +123,9 @@ func (s *Server) claim(q *Start) (*slot, *child, error) {
 	}
 	if _, ok := s.containers[q.ID]; ok {
 		return nil, nil, fmt.Errorf("container %s exists", q.ID)
+	}
+	if q.OCI != nil && q.OCI.Guest != "" && q.GuestBundle == "" && sl.guest == nil {
+		return nil, nil, errNoGuest(q.Slot)
 	}
 	if q.Relabel != nil {
 		sl.label = q.Relabel
@@ -334,17 +337,10 @@ const drainTime = 200 * time.Millisecond
 
 // await records how a container ended and tells everyone.
 func (s *Server) await(ct *container, end *ending) {
-	var status unix.WaitStatus
-	known := true
-	if end != nil {
-		<-end.done
-		status = end.status
-	} else {
-		if err := waitPidfd(ct.pidfd); err != nil {
-			s.cfg.Log.Error("wait for container", "container", ct.ID, "error", err)
-			return
-		}
-		status, known = exitOf(ct.pidfd, ct.Pid, ct.Birth)
+	status, known, err := s.outcome(ct, end)
+	if err != nil {
+		s.cfg.Log.Error("wait for container", "container", ct.ID, "error", err)
+		return
 	}
 	// gofail: var keeperExitSeen struct{}
 	finished := time.Now().UTC()
@@ -372,6 +368,23 @@ func (s *Server) await(ct *container, end *ending) {
 	s.announce(event)
 }
 
+// outcome waits for a container's end.
+func (s *Server) outcome(ct *container, end *ending) (status unix.WaitStatus, known bool, err error) {
+	switch {
+	case ct.inGuest():
+		status, known = s.waitInGuest(ct)
+		return status, known, nil
+	case end != nil:
+		<-end.done
+		return end.status, true, nil
+	}
+	if err := waitPidfd(ct.pidfd); err != nil {
+		return 0, false, err
+	}
+	status, known = exitOf(ct.pidfd, ct.Pid, ct.Birth)
+	return status, known, nil
+}
+
 func closeFiles(files ...*os.File) {
 	for _, f := range files {
 		if f != nil {
@@ -386,6 +399,10 @@ func (s *Server) signal(q *Signal) error {
 	if !ok {
 		s.mu.Unlock()
 		return &Error{Message: "container " + q.ID + " does not exist", NotFound: true}
+	}
+	if ct.inGuest() && !ct.Exited && ct.Pid != 0 {
+		s.mu.Unlock()
+		return s.signalInGuest(ct, q.Number)
 	}
 	defer s.mu.Unlock()
 	if ct.Exited || ct.pidfd == nil {

@@ -34,7 +34,12 @@ func (o *OCI) argv(args ...string) []string {
 
 // startOCI runs a container with an OCI runtime, in one call of it. The record is written before, without a pid; what
 // dies in between leaves the runtime's pid file, which tells it.
-func (s *Server) startOCI(ct *container, q *Start) error {
+func (s *Server) startOCI(ct *container, q *Start, sl *slot) error {
+	if ct.inGuest() {
+		if err := s.ensureGuest(sl, q); err != nil {
+			return err
+		}
+	}
 	ends, err := s.openStreams(ct)
 	if err != nil {
 		return err
@@ -61,6 +66,9 @@ func (s *Server) startOCI(ct *container, q *Start) error {
 	argv = append([]string{argv[0], "--log", logPath}, argv[1:]...)
 	if err := s.runtimeStep(argv, files, logPath); err != nil {
 		s.deleteOCI(q.OCI, ct.ID)
+		if ct.inGuest() && s.guestEnded(sl) {
+			return errNoGuest(sl.id) // that was why
+		}
 		return err
 	}
 	if tty != nil {
@@ -82,7 +90,11 @@ func (s *Server) startOCI(ct *container, q *Start) error {
 		return fmt.Errorf("container %s: %w", ct.ID, err)
 	}
 	s.starts.Add(1)
-	go s.await(ct, s.reaper.wait(pid))
+	if ct.inGuest() {
+		go s.await(ct, nil) // the pid is the guest's
+	} else {
+		go s.await(ct, s.reaper.wait(pid))
+	}
 	return nil
 }
 

@@ -1,7 +1,8 @@
 // Package keeper is the parent of every container: one small process per host that outlives agent and server.
 //
 // It parks sandboxes, starts containers in them, waits with pidfds, holds the containers' standard streams, writes
-// their rotated logs and reports exits to whoever is connected. It decides nothing: what to run, when to stop and what
+// their rotated logs and reports exits to whoever is connected. Runtimes with a kernel of their own get a guest per
+// slot from it when several containers share one (guest.go). It decides nothing: what to run, when to stop and what
 // to restart is the agent's business. It must stay small (no libraries but x/sys), because everything dies hard
 // without it. Start at Serve for the process, at Client for its user.
 package keeper
@@ -58,6 +59,7 @@ type Error struct {
 	Message  string `json:"message"`
 	ExitCode int    `json:"exitCode,omitempty"` // of a container that could not be executed
 	NotFound bool   `json:"notFound,omitempty"`
+	NoGuest  bool   `json:"noGuest,omitempty"` // the slot has no guest, and Start names no bundle to make one from
 }
 
 func (e *Error) Error() string { return e.Message }
@@ -109,6 +111,8 @@ type Start struct {
 	Relabel json.RawMessage `json:"relabel,omitempty"`
 	Spec    *sandbox.Spec   `json:"spec,omitempty"`
 	OCI     *OCI            `json:"oci,omitempty"`
+	// GuestBundle is what OCI.Guest is made from when the slot has none.
+	GuestBundle string `json:"guestBundle,omitempty"`
 }
 
 // OCI runs the container with an OCI runtime instead of our own init.
@@ -118,6 +122,8 @@ type OCI struct {
 	Root    string   `json:"root"`   // the runtime's state directory
 	Bundle  string   `json:"bundle"` // directory with config.json
 	TTY     bool     `json:"tty,omitempty"`
+	// Guest is the slot's guest that the container runs in beside others, see GuestID. Empty: alone, in one of its own.
+	Guest string `json:"guest,omitempty"`
 }
 
 // Signal sends a signal to a container's first process, or kills all of it.

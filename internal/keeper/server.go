@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -253,7 +255,9 @@ func (s *Server) list() response {
 		r.Slots = append(r.Slots, sl.describe())
 	}
 	for _, ct := range s.containers {
-		r.Containers = append(r.Containers, ct.Container)
+		if !ct.isGuest() {
+			r.Containers = append(r.Containers, ct.Container)
+		}
 	}
 	return r
 }
@@ -283,13 +287,30 @@ func (s *Server) announce(ct Container) {
 	}
 }
 
-func (s *Server) stop() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+// idle says which container still runs. s.mu is held.
+func (s *Server) idle() error {
 	for _, ct := range s.containers {
-		if !ct.Exited {
+		if !ct.Exited && !ct.isGuest() {
 			return fmt.Errorf("container %s is running", ct.ID)
 		}
+	}
+	return nil
+}
+
+func (s *Server) stop() error {
+	s.mu.Lock()
+	err, slots := s.idle(), slices.Collect(maps.Values(s.slots))
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	for _, sl := range slots {
+		s.endGuest(sl)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.idle(); err != nil {
+		return err // started meanwhile
 	}
 	for _, sl := range s.slots {
 		sl.release()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -23,6 +24,9 @@ type slot struct {
 	// pausePid stands for pause after an adoption.
 	pausePid int
 	pidns    *os.File // the shared process namespace
+
+	making sync.Mutex // held while the guest is made or ended; taken before Server.mu
+	guest  *container // running in it, nil when there is none; Server.mu guards it
 }
 
 var sharedNamespaces = []string{"net", "ipc", "uts"}
@@ -154,7 +158,7 @@ func (s *Server) unpark(id string) error {
 	s.mu.Lock()
 	sl, ok := s.slots[id]
 	for _, ct := range s.containers {
-		if ct.Slot == id && !ct.Exited {
+		if ct.Slot == id && !ct.Exited && !ct.isGuest() {
 			s.mu.Unlock()
 			return fmt.Errorf("slot %s: container %s is running", id, ct.ID)
 		}
@@ -163,21 +167,26 @@ func (s *Server) unpark(id string) error {
 	s.mu.Unlock()
 	// gofail: var keeperUnparking struct{}
 	if ok {
+		s.endGuest(sl)
 		sl.release()
 	}
 	return nil // unparking twice is fine
 }
 
-// dismiss ends a slot's waiting init; the slot's namespaces stay.
+// dismiss ends what waits in a slot, init or guest; the slot's namespaces stay.
 func (s *Server) dismiss(id string) {
 	s.mu.Lock()
 	var waiting *child
-	if sl, ok := s.slots[id]; ok {
+	sl, ok := s.slots[id]
+	if ok {
 		waiting, sl.init = sl.init, nil
 	}
 	s.mu.Unlock()
 	if waiting != nil {
 		waiting.kill()
+	}
+	if ok {
+		s.endGuest(sl)
 	}
 }
 

@@ -53,10 +53,16 @@ func TestCrun(t *testing.T) { conformOCI(t, "crun", runtime.OCIConfig{}) }
 func TestRunc(t *testing.T) { conformOCI(t, "runc", runtime.OCIConfig{}) }
 
 func TestRunsc(t *testing.T) {
-	conformOCI(t, "runsc", runtime.OCIConfig{GVisor: true, Args: []string{"--platform=systrap", "--network=sandbox", "--overlay2=none"}})
+	conformOCI(t, "runsc", gVisor)
 }
 
-func conformOCI(t *testing.T, name string, cfg runtime.OCIConfig) {
+func TestRunscBeside(t *testing.T) {
+	conformOCI(t, "runsc", gVisor, func(s *runtimetest.Subject) { s.Beside = true })
+}
+
+var gVisor = runtime.OCIConfig{GVisor: true, Args: []string{"--platform=systrap", "--network=sandbox", "--overlay2=none"}}
+
+func conformOCI(t *testing.T, name string, cfg runtime.OCIConfig, more ...func(*runtimetest.Subject)) {
 	path, err := exec.LookPath(name)
 	if own, abs := filepath.Abs("../../bin/" + name); abs == nil && err != nil {
 		if _, missing := os.Stat(own); missing == nil {
@@ -70,8 +76,12 @@ func conformOCI(t *testing.T, name string, cfg runtime.OCIConfig) {
 		}
 		t.Skipf("%s is missing: %s", name, how)
 	}
-	runtimetest.Run(t, program(t), runtimetest.Subject{Guest: cfg.GVisor, OneContainer: cfg.GVisor, Make: func(k func() runtime.Keeper, tree *cgroup.Tree, state string) runtime.Runtime {
+	s := runtimetest.Subject{Guest: cfg.GVisor, Make: func(k func() runtime.Keeper, tree *cgroup.Tree, state string) runtime.Runtime {
 		cfg.Path, cfg.Root = path, state
 		return runtime.NewOCI(cfg, k, tree)
-	}})
+	}}
+	for _, change := range more {
+		change(&s)
+	}
+	runtimetest.Run(t, program(t), s)
 }

@@ -23,7 +23,7 @@ type OCIConfig struct {
 	Path   string   // of the program
 	Args   []string // before the command, "--platform=systrap" say
 	Root   string   // its state directory, emptied by a reboot
-	GVisor bool     // brings its own kernel: no filter of ours, no shared process namespace
+	GVisor bool     // brings its own kernel: no filter of ours, and a guest for containers beside each other
 }
 
 // oci runs containers with an OCI runtime. The root file system is mounted and made safe by us before the runtime
@@ -106,12 +106,20 @@ func (o *oci) Start(ctx context.Context, r *Run) (keeper.Container, error) {
 	}
 	q := startRequest(r, o.tree)
 	q.OCI = &keeper.OCI{Runtime: o.cfg.Path, Args: o.cfg.Args, Root: o.cfg.Root, Bundle: r.Dir, TTY: r.Process.TTY}
-	c, err := o.keeper().Start(ctx, q)
+	var c keeper.Container
+	if o.inGuest(r) {
+		c, err = o.startInGuest(ctx, r, q, slot.Namespaces)
+	} else {
+		c, err = o.keeper().Start(ctx, q)
+	}
 	if err != nil {
 		return c, errors.Join(err, o.unmount(r.Dir))
 	}
 	return c, nil
 }
+
+// inGuest says whether a run shares a guest kernel with others.
+func (o *oci) inGuest(r *Run) bool { return o.cfg.GVisor && r.Guest != nil }
 
 // splitMounts tells the files that are copied into the root from what is mounted. A guest kernel pays for each mount
 // with a file server of its own, and the platform's files below /etc never change while a container runs.
@@ -144,6 +152,9 @@ func (o *oci) config(r *Run, rootfs string, namespaces map[string]string) ([]byt
 		spec.Linux.Seccomp = nil // the guest's calls never reach the host's kernel
 		spec.Hostname = r.Hostname
 	}
+	if o.inGuest(r) {
+		joinGuest(r, spec)
+	}
 	return json.Marshal(spec)
 }
 
@@ -152,6 +163,15 @@ var sharedNamespaces = []struct {
 	kind specs.LinuxNamespaceType
 	name string
 }{{specs.NetworkNamespace, "net"}, {specs.IPCNamespace, "ipc"}, {specs.UTSNamespace, "uts"}}
+
+// joined are the namespaces of a container: its own ones of processes and mounts, the slot's for the rest.
+func joined(namespaces map[string]string) []specs.LinuxNamespace {
+	all := []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}}
+	for _, n := range sharedNamespaces {
+		all = append(all, specs.LinuxNamespace{Type: n.kind, Path: namespaces[n.name]})
+	}
+	return all
+}
 
 // Spec is a run as OCI runtimes take it. Namespaces are joined by path; those without one are new.
 func Spec(r *Run, rootfs string, namespaces map[string]string) (*specs.Spec, error) {
@@ -179,14 +199,11 @@ func Spec(r *Run, rootfs string, namespaces map[string]string) (*specs.Spec, err
 			Resources:  resources(r.Limits),
 			Seccomp:    r.Seccomp,
 			Sysctl:     r.Sysctls,
-			Namespaces: []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}},
+			Namespaces: joined(namespaces),
 			MaskedPaths: []string{"/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug",
 				"/proc/interrupts", "/proc/scsi", "/proc/acpi", "/proc/asound", "/sys/firmware", "/sys/devices/virtual/powercap"},
 			ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
 		},
-	}
-	for _, n := range sharedNamespaces {
-		spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{Type: n.kind, Path: namespaces[n.name]})
 	}
 	for _, m := range r.Mounts {
 		mount, err := bind(m)

@@ -41,6 +41,8 @@ type Run struct {
 	Seccomp *specs.LinuxSeccomp
 	Stdin   bool
 	LogDir  string
+
+	Guest *Guest // of a group whose containers run at the same time in a guest kernel; nil: in none, or alone in its own
 }
 
 // SlotRequest asks for a slot.

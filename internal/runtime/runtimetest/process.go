@@ -263,28 +263,3 @@ func hostname(r *rig, t *testing.T) {
 		t.Errorf("hostname %q, want named-by-us", out)
 	}
 }
-
-func shared(r *rig, t *testing.T) {
-	if r.OneContainer {
-		t.Skip("several containers in one slot are missing in this runtime")
-	}
-	slot := r.slot(t)
-	a, b := r.spec(slot, sleeper), r.spec(slot, sleeper)
-	b.Cgroup = slot + "/1"
-	if err := r.tree.Make(b.Cgroup); err != nil {
-		t.Fatal(err)
-	}
-	r.mustStart(t, a)
-	r.mustStart(t, b)
-	for _, ns := range []string{"net", "ipc", "uts"} {
-		one, _ := r.exec(t, a.ID, "readlink /proc/self/ns/"+ns, nil)
-		two, _ := r.exec(t, b.ID, "readlink /proc/self/ns/"+ns, nil)
-		if one != two || one == "" {
-			t.Errorf("%s namespaces %q and %q, want the same", ns, one, two)
-		}
-	}
-	one, _ := r.exec(t, a.ID, "readlink /proc/self/ns/pid", nil)
-	if two, _ := r.exec(t, b.ID, "readlink /proc/self/ns/pid", nil); one == two {
-		t.Errorf("both containers have the process namespace %s", one)
-	}
-}

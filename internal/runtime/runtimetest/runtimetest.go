@@ -34,8 +34,8 @@ type Subject struct {
 	Make func(keeper func() runtime.Keeper, tree *cgroup.Tree, state string) runtime.Runtime
 	// Guest runtimes bring a kernel of their own: limits and filters of the host's kernel are not seen inside.
 	Guest bool
-	// OneContainer runtimes cannot join containers of one slot.
-	OneContainer bool
+	// Beside runs every container in a guest that its slot's containers share.
+	Beside bool
 }
 
 // patience bounds every wait.
@@ -44,13 +44,17 @@ const patience = 20 * time.Second
 // Run runs the suite. program is the keeper's.
 func Run(t *testing.T, program string, s Subject) {
 	r := newRig(t, program, s)
-	for name, test := range map[string]func(*rig, *testing.T){
+	tests := map[string]func(*rig, *testing.T){
 		"exit codes": exits, "program that does not exist": missing, "signals": signals, "streams": streams, "stdin": stdin,
 		"environment and directory": environment, "users": users, "no root": nonRoot, "exec": execs, "exec terminal": execTerminal,
 		"terminal": terminal, "read-only root": readOnly, "privileges": privileges, "masked paths": masked, "hostile root": hostile,
 		"mounts": mounts, "sub-paths": subPaths, "memory": memory, "tasks": tasks, "log rotation": rotation, "slot is shared": shared,
-		"clean": clean, "hostname": hostname,
-	} {
+		"clean": clean, "hostname": hostname, "side by side": sideBySide,
+	}
+	if s.Guest {
+		tests["shared processes"], tests["end of a guest"] = sharedProcesses, endOfGuest
+	}
+	for name, test := range tests {
 		t.Run(name, func(t *testing.T) { t.Parallel(); test(r, t) })
 	}
 }
@@ -164,7 +168,7 @@ func (r *rig) layer(t *testing.T, busybox string) string {
 			t.Fatal(err)
 		}
 	}
-	for _, applet := range strings.Fields("sh cat echo id ls sleep kill grep head tail wc yes mkdir rm touch mount mknod stty tty env readlink true false seq test hostname dd awk ps stat printf ln umount") {
+	for _, applet := range strings.Fields("sh cat echo id ls sleep kill grep head tail wc yes mkdir rm touch mount mknod stty tty env readlink true false seq test hostname dd awk ps stat printf ln umount nc") {
 		if err := os.Symlink("busybox", filepath.Join(dir, "bin", applet)); err != nil {
 			t.Fatal(err)
 		}
@@ -185,14 +189,18 @@ func (r *rig) onExit(c keeper.Container) {
 // slot parks a slot and gives it up at the end of the test.
 func (r *rig) slot(t *testing.T) string {
 	t.Helper()
-	id := fmt.Sprintf("s%d", r.next.Add(1))
+	id := fmt.Sprintf("s%03d", r.next.Add(1)) // none begins another: runsc takes beginnings for the whole
 	for _, path := range []string{id, id + "/0"} {
 		if err := r.tree.Make(path); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := r.rt.Park(t.Context(), runtime.SlotRequest{ID: id, Cgroup: id + "/0"}); err != nil {
+	parked, err := r.rt.Park(t.Context(), runtime.SlotRequest{ID: id, Cgroup: id + "/0"})
+	if err != nil {
 		t.Fatalf("park: %v", err)
+	}
+	if err := loopbackUp(parked.NetNS); err != nil {
+		t.Fatalf("bring up loopback: %v", err)
 	}
 	t.Cleanup(func() {
 		if err := r.k.Unpark(context.Background(), id); err != nil {
@@ -207,10 +215,24 @@ func (r *rig) slot(t *testing.T) string {
 
 // spec is a run of a shell script in a slot.
 func (r *rig) spec(slot, script string) *runtime.Run {
-	id := fmt.Sprintf("c%d", r.next.Add(1))
-	return &runtime.Run{ID: id, Slot: slot, Cgroup: slot + "/0", Limits: cgroup.Limits{MilliCPU: 1000, Memory: 256 << 20, Pids: 128},
+	id := fmt.Sprintf("c%03d", r.next.Add(1))
+	run := &runtime.Run{ID: id, Slot: slot, Cgroup: slot + "/0", Limits: cgroup.Limits{MilliCPU: 1000, Memory: 256 << 20, Pids: 128},
 		Layers: []string{r.image}, Dir: filepath.Join(r.dir, "runs", id), Seccomp: runtime.DefaultProfile(), LogDir: filepath.Join(r.dir, "logs", id),
 		Process: sandbox.Process{Args: []string{"/bin/sh", "-c", script}, Env: []string{"PATH=/bin"}, Caps: sandbox.Caps(nil, nil), NoNewPrivs: true}}
+	if r.Beside {
+		r.join(run)
+	}
+	return run
+}
+
+// join makes a run one of several that are in a slot at the same time.
+func (r *rig) join(runs ...*runtime.Run) {
+	for _, run := range runs {
+		run.Guest = &runtime.Guest{Limits: cgroup.Limits{MilliCPU: 2000, Memory: 512 << 20, Pids: 256}, Renew: func(context.Context) error { return nil }}
+		if r.Guest {
+			run.Cgroup = run.Slot
+		}
+	}
 }
 
 // start starts a run; at the end of the test it is killed and cleaned up.
