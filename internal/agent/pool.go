@@ -37,10 +37,14 @@ func cgroupOf(slotID string, n int, spec *group.Spec) string {
 	return slotID
 }
 
-// nested says whether a group's containers have cgroups below the group's.
+// nested says whether a group's containers have cgroups below the group's. What shares a guest kernel has the cgroup
+// of that: the host's kernel does not know its containers.
 func nested(s *group.Spec) bool {
-	return s.ShareProcesses || len(s.Containers)+len(s.InitContainers) > 1
+	return !guested(s) && (ownInit(s) || len(s.Containers)+len(s.InitContainers) > 1)
 }
+
+// ownInit says whether a group's shared process namespace has a first process of ours.
+func ownInit(s *group.Spec) bool { return s.ShareProcesses && s.Isolation != group.IsolationGVisor }
 
 // pauseCgroup is where the first process of a shared process namespace is.
 func pauseCgroup(slotID string) string { return slotID + "/pause" }

@@ -40,6 +40,7 @@ func (w *worker) makeRun(l runLabel, c *group.Container, img image.Image) (*runt
 			r.Seccomp = profile
 		}
 	}
+	r.Guest = w.guest()
 	if l.Attempt == 1 && position == 0 || w.g.Spec.Isolation == group.IsolationGVisor { // each guest kernel is a new one
 		r.Hostname, r.Sysctls = hostname(w.g), w.g.Spec.Sysctls
 	}

@@ -118,7 +118,7 @@ func (w *worker) claim(ctx context.Context) bool {
 	}
 	w.a.pool.starting.Add(1)
 	defer w.a.pool.starting.Add(-1)
-	s, err := w.a.pool.take(ctx, rt, w.g.Spec.ShareProcesses)
+	s, err := w.a.pool.take(ctx, rt, ownInit(&w.g.Spec))
 	if errors.Is(err, keeper.ErrGone) {
 		w.m.Postponed(time.Now().Add(keeperPause))
 		return false
@@ -200,10 +200,10 @@ func (w *worker) start(ctx context.Context, name string) bool {
 		run, err = w.makeRun(label, spec, img)
 	}
 	var oomBefore int64
-	if err == nil && c.Attempt > 1 {
+	if err == nil && (c.Attempt > 1 || run.Guest != nil) {
 		oomBefore = w.a.tree.OOMKills(run.Cgroup)
 	}
-	if err == nil && w.g.Spec.Isolation == group.IsolationGVisor && (c.Attempt > 1 || w.position(name) > 0) {
+	if err == nil && w.g.Spec.Isolation == group.IsolationGVisor && run.Guest == nil && w.networkTaken(label) {
 		err = w.a.restoreNetwork(ctx, w.m.Slot)
 	}
 	// gofail: var startBeforeKeeper struct{}

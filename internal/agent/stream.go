@@ -127,12 +127,18 @@ func (a *Agent) Stats(ctx context.Context, uid string) (host.Stats, error) {
 		if w.m.Slot == nil {
 			return s, nil
 		}
-		for i, c := range w.m.Containers {
-			if c.Phase != converge.Running {
-				continue
+		add := func(name, cgroup string) {
+			used := a.tree.Stat(cgroup)
+			s.Containers = append(s.Containers, host.ContainerStats{Name: name, CPUNanos: used.CPUNanos, Memory: used.Memory, Pids: used.Pids})
+		}
+		if guested(&w.g.Spec) {
+			add(host.AllContainers, w.m.Slot.ID)
+		} else {
+			for i, c := range w.m.Containers {
+				if c.Phase == converge.Running {
+					add(c.Name, cgroupOf(w.m.Slot.ID, i, &w.g.Spec))
+				}
 			}
-			used := a.tree.Stat(cgroupOf(w.m.Slot.ID, i, &w.g.Spec))
-			s.Containers = append(s.Containers, host.ContainerStats{Name: c.Name, CPUNanos: used.CPUNanos, Memory: used.Memory, Pids: used.Pids})
 		}
 		if counters, err := a.cfg.Network.Stats(network.Slot{Index: slotIndex(w.m.Slot.ID)}); err == nil {
 			s.NetworkRx, s.NetworkTx = int64(counters.RxBytes), int64(counters.TxBytes)

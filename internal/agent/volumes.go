@@ -43,11 +43,18 @@ func (w *worker) volumes(ctx context.Context) bool {
 		w.m.Prepared(converge.Volumes, time.Now(), err)
 		return false
 	}
-	slot, uid, dir := w.m.Slot.ID, w.m.UID, w.a.path("volumes", w.m.UID)
+	gvisor := w.g.Spec.Isolation == group.IsolationGVisor
+	slot, uid, dir := w.m.Slot, w.m.UID, w.a.path("volumes", w.m.UID)
 	w.a.wg.Go(func() {
 		var err error
 		for _, name := range slices.Sorted(maps.Keys(clones)) {
-			if err = w.a.clone(ctx, rt, slot, uid, clones[name]); err != nil {
+			if gvisor {
+				err = w.a.restoreNetwork(ctx, slot) // the clone before this one had a kernel of its own
+			}
+			if err == nil {
+				err = w.a.clone(ctx, rt, slot.ID, uid, clones[name])
+			}
+			if err != nil {
 				err = fmt.Errorf("volume %s: %w", name, err)
 				break
 			}

@@ -143,6 +143,9 @@ func (w *worker) takeInbox() {
 func (w *worker) converge(ctx context.Context) time.Time {
 	for ctx.Err() == nil {
 		if converge.NeedsReset(w.g, w.m) {
+			if err := w.endGuest(ctx); err != nil {
+				return time.Now().Add(keeperPause) // the keeper is being replaced
+			}
 			w.m.Reset(w.g)
 		}
 		steps, wake := converge.Plan(w.g, w.m, time.Now())

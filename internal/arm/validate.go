@@ -16,7 +16,6 @@ func (d *decoder) validate(r *Request) {
 	d.mounts(s)
 	d.portClashes(s)
 	d.totals(s)
-	d.guest(s)
 	if s.Priority == "Spot" && s.IP != nil {
 		d.fault("SpotPriorityContainerGroupNotSupportedForInboundConnectivity", "properties.ipAddress", "Spot Priority is not supported for container groups with inbound connectivity.")
 	}
@@ -29,26 +28,6 @@ func (d *decoder) validate(r *Request) {
 			d.fault("", fmt.Sprintf("properties.imageRegistryCredentials[%d].server", i), "The registry server '%s' has two credentials; give one.", c.Server)
 		}
 		servers[c.Server] = true
-	}
-}
-
-// guest checks what a group with a kernel of its own cannot have: each of its containers would get one for itself, and
-// they would share neither network nor processes.
-func (d *decoder) guest(s *group.Spec) {
-	if s.Isolation != group.IsolationGVisor {
-		return
-	}
-	running := len(s.Containers)
-	for _, c := range s.InitContainers {
-		if c.Sidecar {
-			running++
-		}
-	}
-	if running > 1 {
-		d.fault("", "properties.containers", "The container group '%s' has isolation 'gvisor' and %d containers that run at the same time; with 'gvisor' it can be one. Put the others into groups of their own, or use isolation 'shared'.", d.group, running)
-	}
-	if s.ShareProcesses {
-		d.fault("", "properties.shareProcessNamespace", "The container group '%s' has isolation 'gvisor', which cannot share processes. Remove 'shareProcessNamespace'.", d.group)
 	}
 }
 

@@ -128,6 +128,10 @@ type Stats struct {
 	NetworkTx  int64            `json:"networkTx"`
 }
 
+// AllContainers is the name in ContainerStats of all containers of a group together, where they cannot be told apart:
+// those that share a guest kernel.
+const AllContainers = "*"
+
 // ContainerStats is what a container uses.
 type ContainerStats struct {
 	Name     string `json:"name"`
