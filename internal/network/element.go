@@ -18,6 +18,12 @@ const (
 	setMember = "member" // address . network
 	setGuard  = "guard"  // link . address: the only source that a link may use
 	setPublic = "public" // public address . protocol . port → address
+	// Of service addresses; SERVICE stands for: network . address.
+	setServiceIP   = "service_ip"   // SERVICE
+	setService     = "service"      // SERVICE . protocol . port → class
+	setEndpoint    = "endpoint"     // SERVICE . protocol . port . bucket → address . port
+	setServiceHost = "service_host" // SERVICE . protocol . port: connections may enter the machine
+	setSpread      = "spread"       // class → chain; constant
 )
 
 // element is one entry of a set or map. Key and value are as the kernel holds them.
@@ -29,12 +35,13 @@ type element struct {
 
 // elements is what the sets of a table hold, by the address that owns each entry.
 type elements struct {
-	member map[netip.Addr][]element // net_of, member and public
-	guard  map[netip.Addr]element
+	member  map[netip.Addr][]element // net_of, member and public
+	guard   map[netip.Addr]element
+	service map[ServiceKey]serviceState // the sets of service addresses
 }
 
 func newElements() elements {
-	return elements{member: map[netip.Addr][]element{}, guard: map[netip.Addr]element{}}
+	return elements{member: map[netip.Addr][]element{}, guard: map[netip.Addr]element{}, service: map[ServiceKey]serviceState{}}
 }
 
 func membershipElements(m Membership) []element {
@@ -119,6 +126,21 @@ func (h elements) apply(del, add []element) {
 	}
 }
 
+// read records an entry that the kernel holds.
+func (h elements) read(e element) {
+	switch e.set {
+	case setServiceIP, setService, setEndpoint, setServiceHost:
+		b := []byte(e.key[:8])
+		k := ServiceKey{binary.NativeEndian.Uint32(b), netip.AddrFrom4([4]byte(b[4:]))}
+		s := h.service[k]
+		s.add(e)
+		h.service[k] = s
+	default:
+		h.apply(nil, []element{e})
+	}
+}
+
+// all are the entries of groups.
 func (h elements) all() map[element]bool {
 	out := map[element]bool{}
 	for _, list := range h.member {
@@ -143,13 +165,12 @@ func encodeElements(table string, del, add []element) []*message {
 		{unix.NFT_MSG_DELSETELEM, 0, del},
 		{unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, add},
 	} {
-		for _, set := range []string{setPublic, setNetOf, setMember, setGuard} {
-			var list []element
-			for _, e := range part.list {
-				if e.set == set {
-					list = append(list, e)
-				}
-			}
+		bySet := map[string][]element{}
+		for _, e := range part.list {
+			bySet[e.set] = append(bySet[e.set], e)
+		}
+		for _, set := range []string{setPublic, setNetOf, setMember, setGuard, setServiceIP, setService, setEndpoint, setServiceHost} {
+			list := bySet[set]
 			for len(list) > 0 {
 				n := min(len(list), maxPerMessage)
 				out = append(out, encodeSet(table, set, part.kind, part.flags, list[:n]))
@@ -195,8 +216,7 @@ func (n *Network) readElements() (elements, error) {
 			return have, fmt.Errorf("read set %s of table %s: %w", s.Name, n.plan.table, err)
 		}
 		for _, e := range list {
-			el := element{set: s.Name, key: string(e.Key), value: string(e.Val)}
-			have.apply(nil, []element{el})
+			have.read(element{set: s.Name, key: string(e.Key), value: string(e.Val)})
 		}
 	}
 	return have, nil

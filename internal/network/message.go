@@ -74,6 +74,8 @@ func dial(family int) (*socket, error) {
 	// Acknowledgements without a copy of the request; and no wait for ever if the kernel sends none.
 	unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1)
 	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<20)
+	// A change goes out whole: thousands of entries at once must fit.
+	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 8<<20)
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 30}); err != nil {
 		return nil, fmt.Errorf("set netlink timeout: %w", err)
 	}

@@ -19,7 +19,6 @@ import (
 	"sync"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"spillway.dev/spillway/internal/group"
@@ -215,39 +214,6 @@ func (n *Network) commit(change func(have elements) (del, add []element)) error 
 	}
 	n.have.apply(del, add)
 	return nil
-}
-
-// forgetConnections removes the tracked connections of addresses.
-func (n *Network) forgetConnections(addrs []netip.Addr) error {
-	if len(addrs) == 0 {
-		return nil
-	}
-	filter := connectionsOf{}
-	for _, a := range addrs {
-		filter[a] = true
-	}
-	h, err := netlink.NewHandleAt(netns.NsHandle(n.home.Fd()), unix.NETLINK_NETFILTER)
-	if err != nil {
-		return fmt.Errorf("open connection tracking: %w", err)
-	}
-	defer h.Close()
-	if _, err := h.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, filter); err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("forget connections: %w", err)
-	}
-	return nil
-}
-
-// connectionsOf matches the connections of a set of addresses.
-type connectionsOf map[netip.Addr]bool
-
-// MatchConntrackFlow says whether any end of the connection, before or after translation, is in the set.
-func (c connectionsOf) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
-	for _, ip := range [][]byte{f.Forward.SrcIP, f.Forward.DstIP, f.Reverse.SrcIP, f.Reverse.DstIP} {
-		if a, ok := netip.AddrFromSlice(ip); ok && c[a.Unmap()] {
-			return true
-		}
-	}
-	return false
 }
 
 func writeSysctl(name, value string) error {

@@ -14,26 +14,32 @@ import (
 //
 //	chain guard   { prerouting, raw }     group links: IPv6 drop; source not in @guard drop
 //	chain dnat    { prerouting + output } to a declared public port: dnat to its group
+//	    before that, from a group: to a port of a service address of its network, go to the chain of the port's class
+//	chain spread_N, spread_N_sticky: choose one of N buckets by chance, or by a hash of the sender; dnat to its endpoint
+//	chain refuse  { prerouting, filter }  from a group to a service address of its network, not translated: reject
 //	chain forward { forward }
 //	    from a group to metadata addresses                        drop
-//	    from a group to a group: dnat'ed, or member of the sender's network accept, else drop
+//	    from a group to a group: by a public address, or member of the sender's network accept, else drop
 //	    to a group from elsewhere: established or dnat'ed          accept, else drop
 //	    from a group that has joined a network                    accept, else drop
 //	chain input   { input }
 //	    to a public address (not translated: undeclared port)     drop
-//	    from a group: established, DNS and echo to the gateway     accept, else drop
+//	    from a group: established, DNS and echo to the gateway, by a service address that may lead here  accept, else drop
 //	chain snat    { postrouting }
-//	    leaving the range: masquerade; group to a public address: from the gateway, so that answers come back this way
+//	    leaving the range: masquerade; group to a public address, or to itself by a service address: from the gateway,
+//	    so that answers come back this way
 //
-// Group to group is decided without connection tracking, so that a connection never outlives a membership.
+// Group to group is decided without connection tracking, so that a connection never outlives a membership; that holds
+// after the translation of a service address, too.
 
 // Registers for concatenated keys: 4 bytes each, the first of them aliased by nothing else that the rules use.
 const (
 	reg0 = unix.NFT_REG32_00 + iota
 	reg1
 	reg2
-	_
+	reg3
 	reg4 // behind a 16-byte link name in reg0..3
+	reg5
 )
 
 // ctStatusDNAT is IPS_DST_NAT of the kernel's connection tracking.
@@ -46,10 +52,16 @@ func (p plan) nftTable() *nftables.Table {
 func (p plan) sets() []*nftables.Set {
 	t := p.nftTable()
 	concat := nftables.MustConcatSetType
+	servicePortType := concat(nftables.TypeMark, nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService)
+	bucketType := concat(nftables.TypeMark, nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService, nftables.TypeMark)
 	return []*nftables.Set{
 		{Table: t, ID: 1, Name: setNetOf, KeyType: nftables.TypeIPAddr, DataType: nftables.TypeMark, IsMap: true},
 		{Table: t, ID: 2, Name: setMember, KeyType: concat(nftables.TypeIPAddr, nftables.TypeMark), Concatenation: true},
 		{Table: t, ID: 3, Name: setGuard, KeyType: concat(nftables.TypeIFName, nftables.TypeIPAddr), Concatenation: true},
+		{Table: t, ID: 5, Name: setServiceIP, KeyType: concat(nftables.TypeMark, nftables.TypeIPAddr), Concatenation: true},
+		{Table: t, ID: 6, Name: setService, KeyType: servicePortType, DataType: nftables.TypeMark, IsMap: true, Concatenation: true},
+		{Table: t, ID: 7, Name: setEndpoint, KeyType: bucketType, DataType: concat(nftables.TypeIPAddr, nftables.TypeInetService), IsMap: true, Concatenation: true},
+		{Table: t, ID: 8, Name: setServiceHost, KeyType: servicePortType, Concatenation: true},
 		{Table: t, ID: 4, Name: setPublic, KeyType: concat(nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService), DataType: nftables.TypeIPAddr, IsMap: true, Concatenation: true},
 	}
 }
@@ -71,22 +83,37 @@ func (p plan) chains() []chain {
 			rule(p.from(), l3(unix.NFPROTO_IPV6), verdict(expr.VerdictDrop)),
 			rule(p.from(), l3(unix.NFPROTO_IPV4), meta(expr.MetaKeyIIFNAME, reg0), source(reg4), notIn(setGuard, reg0), verdict(expr.VerdictDrop)),
 		}},
-		{"dnat", nftables.ChainHookPrerouting, nftables.ChainTypeNAT, nftables.ChainPriorityNATDest, [][]expr.Any{translate}},
+		{"dnat", nftables.ChainHookPrerouting, nftables.ChainTypeNAT, nftables.ChainPriorityNATDest, [][]expr.Any{p.toSpread(), translate}},
+		{"refuse", nftables.ChainHookPrerouting, nftables.ChainTypeFilter, nftables.ChainPriorityFilter, p.refuse()},
 		{"dnat_local", nftables.ChainHookOutput, nftables.ChainTypeNAT, nftables.ChainPriorityNATDest, [][]expr.Any{translate}},
 		{"forward", nftables.ChainHookForward, nftables.ChainTypeFilter, nftables.ChainPriorityFilter, p.forward()},
 		{"input", nftables.ChainHookInput, nftables.ChainTypeFilter, nftables.ChainPriorityFilter, p.input()},
-		{"snat", nftables.ChainHookPostrouting, nftables.ChainTypeNAT, nftables.ChainPriorityNATSource, [][]expr.Any{
-			rule(l3(unix.NFPROTO_IPV4), source(reg0), within(reg0, p.cidr), destination(reg0), outside(reg0, p.cidr), one(&expr.Masq{})),
-			rule(l3(unix.NFPROTO_IPV4), source(reg0), within(reg0, p.cidr), destination(reg0), within(reg0, p.cidr), translated(),
-				one(&expr.Immediate{Register: reg0, Data: p.gateway.AsSlice()}), nat(expr.NATTypeSourceNAT, reg0)),
-		}},
+		{"snat", nftables.ChainHookPostrouting, nftables.ChainTypeNAT, nftables.ChainPriorityNATSource, p.snat()},
 	}
 }
 
+func (p plan) snat() [][]expr.Any {
+	fromGateway := rule(one(&expr.Immediate{Register: reg0, Data: p.gateway.AsSlice()}), nat(expr.NATTypeSourceNAT, reg0))
+	out := [][]expr.Any{
+		rule(l3(unix.NFPROTO_IPV4), source(reg0), within(reg0, p.cidr), destination(reg0), outside(reg0, p.cidr), one(&expr.Masq{})),
+		// It leaves by the very link whose source it has: a group that was led to itself.
+		rule(p.to(), l3(unix.NFPROTO_IPV4), meta(expr.MetaKeyOIFNAME, reg0), source(reg4), in(setGuard, reg0), translated(), fromGateway),
+	}
+	for _, r := range p.public {
+		out = append(out, rule(l3(unix.NFPROTO_IPV4), source(reg0), within(reg0, p.cidr), destination(reg0), within(reg0, p.cidr),
+			translated(), called(reg1), within(reg1, r), fromGateway))
+	}
+	return out
+}
+
 func (p plan) forward() [][]expr.Any {
-	return [][]expr.Any{
+	out := [][]expr.Any{
 		rule(p.from(), l3(unix.NFPROTO_IPV4), destination(reg0), within(reg0, metadata), verdict(expr.VerdictDrop)),
-		rule(p.from(), p.to(), translated(), verdict(expr.VerdictAccept)),
+	}
+	for _, r := range p.public {
+		out = append(out, rule(p.from(), p.to(), l3(unix.NFPROTO_IPV4), translated(), called(reg1), within(reg1, r), verdict(expr.VerdictAccept)))
+	}
+	return append(out,
 		rule(p.from(), zero(reg0), setMark(reg0)),
 		rule(p.from(), l3(unix.NFPROTO_IPV4), source(reg0), lookupMap(setNetOf, reg0, reg0), setMark(reg0)),
 		rule(p.from(), p.to(), l3(unix.NFPROTO_IPV4), destination(reg0), meta(expr.MetaKeyMARK, reg1), in(setMember, reg0), verdict(expr.VerdictAccept)),
@@ -96,7 +123,7 @@ func (p plan) forward() [][]expr.Any {
 		rule(p.to(), verdict(expr.VerdictDrop)),
 		rule(p.from(), meta(expr.MetaKeyMARK, reg0), notZero(reg0), zero(reg0), setMark(reg0), verdict(expr.VerdictAccept)),
 		rule(p.from(), verdict(expr.VerdictDrop)),
-	}
+	)
 }
 
 func (p plan) input() [][]expr.Any {
@@ -112,7 +139,7 @@ func (p plan) input() [][]expr.Any {
 		one(&expr.Payload{DestRegister: reg2, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1}), equal(reg2, []byte{8}), verdict(expr.VerdictAccept))
 	return append(out,
 		rule(p.from(), known(), verdict(expr.VerdictAccept)),
-		dns(unix.IPPROTO_UDP), dns(unix.IPPROTO_TCP), echo,
+		dns(unix.IPPROTO_UDP), dns(unix.IPPROTO_TCP), echo, p.letIn(),
 		rule(p.from(), verdict(expr.VerdictDrop)),
 	)
 }
@@ -130,6 +157,9 @@ func applyRuleset(p plan) error {
 		if err := conn.AddSet(s, nil); err != nil {
 			return fmt.Errorf("plan set %s: %w", s.Name, err)
 		}
+	}
+	if err := p.addSpread(conn, t); err != nil {
+		return err
 	}
 	for _, c := range p.chains() {
 		made := conn.AddChain(&nftables.Chain{Name: c.name, Table: t, Hooknum: c.hook, Type: c.kind, Priority: c.prio})
@@ -236,6 +266,9 @@ func nat(kind expr.NATType, addr uint32) []expr.Any {
 func known() []expr.Any {
 	return ctBits(expr.CtKeySTATE, expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED)
 }
+
+// called loads the address that a connection asked for, before it was translated. It needs four registers.
+func called(reg uint32) []expr.Any { return one(&expr.Ct{Key: expr.CtKeyDST, Register: reg}) }
 
 func translated() []expr.Any { return ctBits(expr.CtKeySTATUS, ctStatusDNAT) }
 

@@ -1,0 +1,92 @@
+package network
+
+import (
+	"encoding/binary"
+	"fmt"
+	"strconv"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"spillway.dev/spillway/internal/service"
+)
+
+// This file is the part of the rules that serves service addresses. Their number is constant, and a new connection
+// costs three lookups however many service addresses there are: the class of the port, the class's chain, the endpoint.
+
+// addressed loads the key of a port of a service address as a group asks for it into reg0..3: the group's network,
+// address, protocol, port. It ends the rule for those that are in no network.
+func addressed() []expr.Any {
+	return rule(l3(unix.NFPROTO_IPV4), source(reg0), lookupMap(setNetOf, reg0, reg0), destination(reg1), meta(expr.MetaKeyL4PROTO, reg2), port(reg3))
+}
+
+// toSpread sends new connections to a service address's port to the chain of its class.
+func (p plan) toSpread() []expr.Any {
+	return rule(p.from(), addressed(), lookupMap(setService, reg0, reg0), lookupMap(setSpread, reg0, unix.NFT_REG_VERDICT))
+}
+
+// refuse rejects what goes to a service address and was not translated: no endpoint is ready, or the port is none of its.
+func (p plan) refuse() [][]expr.Any {
+	asked := rule(p.from(), l3(unix.NFPROTO_IPV4), source(reg0), lookupMap(setNetOf, reg0, reg0), destination(reg1), in(setServiceIP, reg0))
+	return [][]expr.Any{
+		rule(asked, meta(expr.MetaKeyL4PROTO, reg2), equal(reg2, []byte{unix.IPPROTO_TCP}), one(&expr.Reject{Type: unix.NFT_REJECT_TCP_RST})),
+		rule(asked, one(&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH})),
+	}
+}
+
+// letIn accepts what a service address that may lead here has led here.
+func (p plan) letIn() []expr.Any {
+	return rule(p.from(), l3(unix.NFPROTO_IPV4), translated(), called(reg1), source(reg0), lookupMap(setNetOf, reg0, reg0),
+		meta(expr.MetaKeyL4PROTO, reg2), one(&expr.Ct{Key: expr.CtKeyPROTODST, Register: reg3}), in(setServiceHost, reg0), verdict(expr.VerdictAccept))
+}
+
+// spreadChain is the chain of a class.
+func spreadChain(class uint32) string {
+	if class&classSticky != 0 {
+		return "spread_" + strconv.Itoa(int(class&^classSticky)) + "_sticky"
+	}
+	return "spread_" + strconv.Itoa(int(class))
+}
+
+// spreadClasses are all classes.
+func spreadClasses() []uint32 {
+	var out []uint32
+	for _, n := range service.Classes() {
+		out = append(out, uint32(n))
+		if n > 1 {
+			out = append(out, uint32(n)|classSticky)
+		}
+	}
+	return out
+}
+
+// addSpread makes the chains of the classes and the map that leads to them.
+func (p plan) addSpread(conn *nftables.Conn, t *nftables.Table) error {
+	var list []nftables.SetElement
+	for _, class := range spreadClasses() {
+		chain := conn.AddChain(&nftables.Chain{Name: spreadChain(class), Table: t})
+		conn.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: rule(addressed(), p.bucket(class), lookupMap(setEndpoint, reg0, reg0),
+			one(&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg0, RegProtoMin: reg1}))})
+		list = append(list, nftables.SetElement{Key: binary.NativeEndian.AppendUint32(nil, class),
+			VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: chain.Name}})
+	}
+	set := &nftables.Set{Table: t, ID: 9, Name: setSpread, KeyType: nftables.TypeMark, DataType: nftables.TypeVerdict, IsMap: true}
+	if err := conn.AddSet(set, list); err != nil {
+		return fmt.Errorf("plan map %s: %w", setSpread, err)
+	}
+	return nil
+}
+
+// bucket chooses one of a class's buckets into reg4. The hash has a seed that never changes, so that clients keep their
+// endpoints over a restart.
+func (p plan) bucket(class uint32) []expr.Any {
+	n := class &^ classSticky
+	switch {
+	case n == 1:
+		return zero(reg4)
+	case class&classSticky != 0:
+		return rule(source(reg5), one(&expr.Hash{SourceRegister: reg5, DestRegister: reg4, Length: 4, Modulus: n, Seed: uint32(hash(p.instance)) | 1, Type: expr.HashTypeJenkins}))
+	}
+	return one(&expr.Numgen{Register: reg4, Modulus: n, Type: unix.NFT_NG_RANDOM})
+}
