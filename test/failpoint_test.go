@@ -68,14 +68,14 @@ type armed struct {
 	agentAt, keeperA string
 }
 
-func startArmed(t *testing.T) *armed {
+func startArmed(t *testing.T, env ...string) *armed {
 	t.Helper()
 	bin, err := failing()
 	if err != nil {
 		t.Fatal(err)
 	}
 	a := &armed{share: t.TempDir(), agentAt: freePort(t), keeperA: freePort(t)}
-	a.platform = startPlatform(t, options{bin: &bin, args: []string{"--pool", "2", "--share", "count=" + a.share}, env: []string{"GOFAIL_HTTP=" + a.agentAt, "KEEPER_GOFAIL=" + a.keeperA}})
+	a.platform = startPlatform(t, options{bin: &bin, args: []string{"--pool", "2", "--share", "count=" + a.share}, env: append(env, "GOFAIL_HTTP="+a.agentAt, "KEEPER_GOFAIL="+a.keeperA)})
 	if err := a.importImage(busybox()); err != nil {
 		t.Fatal(err)
 	}
@@ -215,14 +215,14 @@ func TestArmedPointsExist(t *testing.T) {
 	}
 	defer resp.Body.Close()
 	body, _ := io.ReadAll(resp.Body)
-	for _, list := range [][]string{createPoints, stopPoints, deletePoints, pullPoints, recoveryPoints, keeperCreatePoints, keeperDeletePoints} {
+	for _, list := range [][]string{createPoints, stopPoints, deletePoints, pullPoints, recoveryPoints, keeperCreatePoints, keeperDeletePoints, keeperGuestPoints} {
 		for _, point := range list {
 			if !strings.Contains(string(body), point+"=") && !strings.HasPrefix(point, "keeper") {
 				t.Errorf("the point %s is not in the programs", point)
 			}
 		}
 	}
-	all := strings.Join([]string{fmt.Sprint(createPoints), fmt.Sprint(stopPoints), fmt.Sprint(deletePoints), fmt.Sprint(pullPoints), fmt.Sprint(recoveryPoints), fmt.Sprint(keeperCreatePoints), fmt.Sprint(keeperDeletePoints)}, " ")
+	all := strings.Join([]string{fmt.Sprint(createPoints), fmt.Sprint(stopPoints), fmt.Sprint(deletePoints), fmt.Sprint(pullPoints), fmt.Sprint(recoveryPoints), fmt.Sprint(keeperCreatePoints), fmt.Sprint(keeperDeletePoints), fmt.Sprint(keeperGuestPoints)}, " ")
 	for line := range strings.FieldsSeq(string(body)) {
 		if name, _, _ := strings.Cut(line, "="); !strings.Contains(all, name) {
 			t.Errorf("no test arms the point %s", name)

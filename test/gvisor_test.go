@@ -1,6 +1,7 @@
 package test
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -9,42 +10,39 @@ import (
 	"testing"
 
 	"spillway.dev/spillway/internal/client"
+	"spillway.dev/spillway/internal/host"
 )
 
-// runsc finds gVisor: of this tree, or of the machine.
-func runsc(t *testing.T) string {
+// withRunsc is a variable of the environment in which a platform finds gVisor: of this tree, or of the machine.
+func withRunsc(t *testing.T) string {
 	t.Helper()
-	own, err := filepath.Abs("../bin/runsc")
-	if err == nil && exists(own) {
-		return own
+	path, err := filepath.Abs("../bin/runsc")
+	if err != nil || !exists(path) {
+		if path, err = exec.LookPath("runsc"); err != nil {
+			t.Skip("runsc is missing: make runsc")
+		}
 	}
-	path, err := exec.LookPath("runsc")
-	if err != nil {
-		t.Skip("runsc is missing: make runsc")
-	}
-	return path
+	return "PATH=" + filepath.Dir(path) + ":" + os.Getenv("PATH")
 }
 
-func TestGVisor(t *testing.T) {
-	t.Parallel()
-	program := runsc(t)
-	dir, err := os.MkdirTemp(work, "data-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.MkdirAll(filepath.Join(dir, "bin"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink(program, filepath.Join(dir, "bin", "runsc")); err != nil {
-		t.Fatal(err)
-	}
-	p := startPlatform(t, options{dir: dir, args: []string{"--pool", "1"}})
+func gvisorPlatform(t *testing.T) *platform {
+	t.Helper()
+	p := startPlatform(t, options{env: []string{withRunsc(t)}, args: []string{"--pool", "1"}})
 	if err := p.importImage(busybox()); err != nil {
 		t.Fatal(err)
 	}
-	gvisor := M{"isolation": "gvisor", "restartPolicy": "Always"}
-	size := M{"resources": M{"requests": M{"cpu": 0.5, "memoryInGB": 0.3}}}
-	n := p.create("guest", []M{container("c", "dmesg | head -3; hostname; "+web("guest"), size, M{"livenessProbe": M{"httpGet": M{"path": "/", "port": 8000, "scheme": "http"}, "initialDelaySeconds": 1, "failureThreshold": 10}})}, gvisor,
+	return p
+}
+
+var (
+	inGVisor = M{"isolation": "gvisor", "restartPolicy": "Always"}
+	roomy    = M{"resources": M{"requests": M{"cpu": 0.5, "memoryInGB": 0.3}}}
+)
+
+func TestGVisor(t *testing.T) {
+	t.Parallel()
+	p := gvisorPlatform(t)
+	n := p.create("alone", []M{container("c", "dmesg | head -3; hostname; "+web("guest"), roomy, M{"livenessProbe": M{"httpGet": M{"path": "/", "port": 8000, "scheme": "http"}, "initialDelaySeconds": 1, "failureThreshold": 10}})}, inGVisor,
 		M{"initContainers": []M{initContainer("i", "true")}})
 	g := p.running(n)
 	serves := func() bool { out, _ := fetch("http://" + address(g) + ":8000/"); return out == "guest" }
@@ -65,14 +63,16 @@ func TestGVisor(t *testing.T) {
 	p.crashGuest(n)
 	g = p.running(n)
 	waitFor(t, "the page after a restart", serves)
-	why := p.refused(name("pair"), group([]M{container("a", sleeper, size), container("b", sleeper, size)}, gvisor))
-	if !strings.Contains(why, "gvisor") {
-		t.Errorf("refusal %q does not name the isolation", why)
+	before = starts(g)
+	if err := p.client.Restart(t.Context(), "", n); err != nil {
+		t.Fatal(err)
 	}
+	g = p.await(n, "a new run", func(g *client.Group) bool { return starts(g) != before && g.State() == "Running" })
+	waitFor(t, "the page after a restart of the group", serves)
 	p.remove(n)
 }
 
-// crashGuest waits for one restart, bringing it about when the guest's first process would not die by itself.
+// crashGuest waits for one restart, bringing it about when the guest would not die by itself.
 func (p *platform) crashGuest(n string) {
 	p.Helper()
 	if g := p.get(n); restarts(g, 0) == 0 && g.Properties.Containers[0].Properties.InstanceView.Current.State == "Running" {
@@ -81,4 +81,163 @@ func (p *platform) crashGuest(n string) {
 		}
 	}
 	p.await(n, "restart", func(g *client.Group) bool { return restarts(g, 0) >= 1 })
+}
+
+// gvisorPair is a group of two: a serves a page, b fetches it over loopback into their common volume, and ends with
+// code 5 when it finds a file there.
+func (p *platform) gvisorPair(parts ...M) string {
+	v := mounts(M{"name": "common", "mountPath": "/v"})
+	b := "while :; do wget -qO /v/got http://127.0.0.1:8000/; echo tick; if [ -e /v/end ]; then rm /v/end; exit 5; fi; sleep 0.1; done"
+	return p.create("pair", []M{container("a", web("from a"), roomy, v), container("b", b, roomy, v)},
+		append([]M{inGVisor, {"volumes": []M{{"name": "common", "emptyDir": M{}}}}}, parts...)...)
+}
+
+func (p *platform) pairServes(n, when string) {
+	p.Helper()
+	addr := address(p.running(n))
+	waitFor(p.T, "the page "+when, func() bool { out, _ := fetch("http://" + addr + ":8000/"); return out == "from a" })
+	p.exec(n, "a", "rm -f /v/got")
+	waitFor(p.T, "the page over loopback "+when, func() bool { out, _ := p.exec(n, "b", "cat /v/got"); return out == "from a" })
+}
+
+func TestGVisorPair(t *testing.T) {
+	t.Parallel()
+	p := gvisorPlatform(t)
+	before := p.holdings()
+	n := p.gvisorPair()
+	p.pairServes(n, "at first")
+	a, _ := p.exec(n, "a", "hostname; cat /proc/version; ps | wc -l")
+	if b, _ := p.exec(n, "b", "hostname; cat /proc/version"); !strings.HasPrefix(a, b) || !strings.Contains(b, "gvisor") || !strings.HasPrefix(b, n) {
+		t.Errorf("a is %q, b is %q; want the group's name, one guest kernel", a, b)
+	}
+	if s, err := p.client.Stats(t.Context(), "", n); err != nil || len(s.Containers) != 1 || s.Containers[0].Name != host.AllContainers || s.Containers[0].Memory == 0 {
+		t.Errorf("stats = %+v, %v; want one entry for all", s, err)
+	}
+	first := starts(p.get(n))
+	p.exec(n, "a", "touch /v/end")
+	g := p.await(n, "restart of b", func(g *client.Group) bool { return restarts(g, 1) == 1 && g.State() == "Running" })
+	if restarts(g, 0) != 0 || strings.Fields(starts(g))[0] != strings.Fields(first)[0] {
+		t.Errorf("a was restarted with b: starts %q, before %q", starts(g), first)
+	}
+	if prev := g.Properties.Containers[1].Properties.InstanceView.Previous; prev == nil || prev.ExitCode == nil || *prev.ExitCode != 5 {
+		t.Errorf("b ended as %+v, want code 5", prev)
+	}
+	p.pairServes(n, "after b's restart")
+	if err := syscall.Kill(p.pidOf(n), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	p.await(n, "restart of both", func(g *client.Group) bool { return restarts(g, 0) == 1 && restarts(g, 1) == 2 })
+	p.pairServes(n, "in a new guest")
+	since := starts(p.get(n))
+	if err := p.client.Restart(t.Context(), "", n); err != nil {
+		t.Fatal(err)
+	}
+	p.await(n, "a new epoch", func(g *client.Group) bool {
+		now := strings.Fields(starts(g))
+		return len(now) == 2 && now[0] != strings.Fields(since)[0] && now[1] != strings.Fields(since)[1]
+	})
+	p.pairServes(n, "in a new epoch")
+	if err := p.client.Stop(t.Context(), "", n); err != nil {
+		t.Fatal(err)
+	}
+	p.awaitState(n, "Stopped")
+	p.settleAs(before, n)
+	if err := p.client.Start(t.Context(), "", n); err != nil {
+		t.Fatal(err)
+	}
+	p.pairServes(n, "after stop and start")
+	p.remove(n)
+	p.settleAs(before, n)
+}
+
+func TestGVisorPairOutlivesItsKeepers(t *testing.T) {
+	t.Parallel()
+	p := gvisorPlatform(t)
+	n := p.gvisorPair()
+	p.pairServes(n, "at first")
+	before := starts(p.get(n))
+	for _, kill := range []struct{ server, keeper bool }{{true, false}, {false, true}, {true, true}} {
+		pid := p.keeperPid()
+		if kill.server {
+			if err := p.signal(syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if kill.keeper {
+			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if kill.server {
+			if err := p.up(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		waitFor(t, "a keeper", func() bool { now := p.keeperPid(); return now != 0 && (now != pid || !kill.keeper) })
+		if now := starts(p.running(n)); now != before {
+			t.Fatalf("after %+v: starts %q, before %q", kill, now, before)
+		}
+		p.pairServes(n, "after a kill")
+	}
+	p.exec(n, "a", "touch /v/end")
+	g := p.await(n, "restart of b", func(g *client.Group) bool { return restarts(g, 1) == 1 && g.State() == "Running" })
+	if prev := g.Properties.Containers[1].Properties.InstanceView.Previous; prev == nil || prev.ExitCode == nil || *prev.ExitCode != 5 || restarts(g, 0) != 0 {
+		t.Errorf("b ended as %+v with %d restarts of a, want code 5 and none", prev, restarts(g, 0))
+	}
+	p.pairServes(n, "after the restart of an adopted container")
+	p.remove(n)
+}
+
+func TestGVisorSidecar(t *testing.T) {
+	t.Parallel()
+	p := gvisorPlatform(t)
+	before := p.holdings()
+	side := M{"initContainers": []M{initContainer("first", "true"), initContainer("side", web("side"), M{"restartPolicy": "Always"})}}
+	n := p.create("sidecar", []M{container("c", "until wget -qO- http://127.0.0.1:8000/; do sleep 0.1; done; exit 6", roomy)}, inGVisor, M{"restartPolicy": "Never"}, side)
+	g := p.awaitState(n, "Failed")
+	if code := exitCode(g, 0); code != 6 {
+		t.Errorf("exit code %d, want 6", code)
+	}
+	if log := p.logsOf(n, "c", host.LogOptions{}); log != "side\n" {
+		t.Errorf("the job got %q from its sidecar, want side", log)
+	}
+	p.settleAs(before, n)
+	n = p.create("missing", []M{container("c", "exit 0"), container("d", "", M{"command": []string{"/no/such"}})}, inGVisor, M{"restartPolicy": "Never"})
+	g = p.awaitState(n, "Failed")
+	if exitCode(g, 0) != 0 || exitCode(g, 1) != 127 {
+		t.Errorf("exit codes %d and %d, want 0 and 127", exitCode(g, 0), exitCode(g, 1))
+	}
+	p.settleAs(before, n)
+}
+
+func TestGVisorShareProcesses(t *testing.T) {
+	t.Parallel()
+	p := gvisorPlatform(t)
+	n := p.create("pidns", []M{container("a", `trap 'exit 0' TERM; while :; do sleep 4242 & wait $!; done`, roomy), container("b", sleeper, roomy)}, inGVisor, M{"shareProcessNamespace": true})
+	p.running(n)
+	if out, _ := p.exec(n, "b", "ps"); !strings.Contains(out, "sleep 4242") {
+		t.Errorf("ps in b does not show a's process:\n%s", out)
+	}
+}
+
+func TestKillsOfTheKeeperWithAGuest(t *testing.T) {
+	t.Parallel()
+	s := newSweep(t, withRunsc(t))
+	for _, point := range append([]string{"keeperExitSeen"}, keeperGuestPoints...) {
+		n := name("guest")
+		body := s.body(n, "sleep 2; exit 4")
+		body["properties"].(M)["isolation"] = "gvisor"
+		s.strike(point, func(ctx context.Context) error {
+			_, err := s.client.PutGroup(ctx, "", n, body)
+			return err
+		})
+		g := s.await(n, "the end", func(g *client.Group) bool { return g.State() == "Failed" || g.State() == "Succeeded" })
+		for i := range g.Properties.Containers {
+			if code := exitCode(g, i); code != 4 {
+				t.Errorf("after a kill at %s the exit code of container %d is %d, want 4: the guest knows it", point, i, code)
+			}
+		}
+		s.once0(point, n)
+		s.drop(point, n)
+	}
 }

@@ -20,6 +20,7 @@ var (
 	recoveryPoints     = []string{"adoptMiddle", "sweepMiddle"}
 	keeperCreatePoints = []string{"keeperParked", "keeperStartRecorded", "keeperStartExecuted"}
 	keeperDeletePoints = []string{"keeperExitSeen", "keeperExitSaved", "keeperForgetting", "keeperUnparking"}
+	keeperGuestPoints  = []string{"keeperGuestRecorded", "keeperGuestMade"}
 )
 
 // sweep is a platform with a group that must not notice anything.
@@ -28,9 +29,9 @@ type sweep struct {
 	resident, since, before string
 }
 
-func newSweep(t *testing.T) *sweep {
+func newSweep(t *testing.T, env ...string) *sweep {
 	t.Helper()
-	s := &sweep{armed: startArmed(t)}
+	s := &sweep{armed: startArmed(t, env...)}
 	s.resident = s.create("resident", []M{container("c", sleeper), container("d", sleeper)}, M{"restartPolicy": "Always", "volumes": []M{{"name": "memory", "emptyDir": M{"medium": "Memory"}}}})
 	s.since = starts(s.running(s.resident))
 	s.settle(s.holdings(), "")
