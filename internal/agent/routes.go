@@ -2,15 +2,16 @@ package agent
 
 import (
 	"context"
-	"net/netip"
 	"sync"
 	"time"
 
 	"spillway.dev/spillway/internal/dns"
+	"spillway.dev/spillway/internal/network"
 	"spillway.dev/spillway/internal/service"
 )
 
-// routes carries the service addresses of the platform into this host's DNS, and forgets those that are gone.
+// routes carries the platform's service addresses into this host's rules and DNS. What a crash leaves is put right by
+// the first update of a connection, which is full.
 type routes struct {
 	a    *Agent
 	wake chan struct{}
@@ -18,10 +19,16 @@ type routes struct {
 	mu    sync.Mutex // guards what follows
 	wish  map[string]service.Route
 	dirty map[string]bool // uids to look at
+	full  bool            // everything that is not wished for has to go
+
+	// Only the loop touches what it has carried out: by uid, and who has a service address's key.
+	done  map[string]network.ServiceKey
+	owner map[network.ServiceKey]string
 }
 
 func newRoutes(a *Agent) *routes {
-	return &routes{a: a, wake: make(chan struct{}, 1), wish: map[string]service.Route{}, dirty: map[string]bool{}}
+	return &routes{a: a, wake: make(chan struct{}, 1), wish: map[string]service.Route{}, dirty: map[string]bool{},
+		done: map[string]network.ServiceKey{}, owner: map[network.ServiceKey]string{}}
 }
 
 // Serve implements host.Link.
@@ -34,6 +41,7 @@ func (r *routes) take(u service.Update) {
 			r.dirty[uid] = true
 		}
 		clear(r.wish)
+		r.full = true
 	}
 	for _, uid := range u.Gone {
 		delete(r.wish, uid)
@@ -65,51 +73,127 @@ func (r *routes) run(ctx context.Context) {
 			return
 		case <-r.wake:
 		}
-		r.mu.Lock()
-		dirty := r.dirty
-		r.dirty = map[string]bool{}
-		set := map[string]service.Route{}
-		for uid := range dirty {
-			if route, ok := r.wish[uid]; ok {
-				set[uid] = route
-			}
-		}
-		r.mu.Unlock()
-		if err := r.apply(set, dirty); err != nil {
+		work := r.takeWork()
+		if err := r.carryOut(ctx, work); err != nil {
 			r.a.cfg.Log.Error("carry out service addresses", "error", err)
-			r.mu.Lock()
-			for uid := range dirty {
-				r.dirty[uid] = true
-			}
-			r.mu.Unlock()
+			r.giveBack(work)
 			sleep(ctx, retryRoutes)
 			r.nudge()
 		}
 	}
 }
 
-// apply brings the host in line with the wishes of the dirty uids; those that set lacks are gone.
-func (r *routes) apply(set map[string]service.Route, dirty map[string]bool) error {
-	for uid := range dirty {
-		route, ok := set[uid]
-		if !ok {
-			r.a.cfg.Names.Remove(routeOwner(uid))
-			continue
+// work is what has changed: the wishes among it, and uids that nobody wishes for any more.
+type work struct {
+	full bool
+	set  []service.Route
+	gone []string
+}
+
+func (r *routes) takeWork() work {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	w := work{full: r.full}
+	for uid := range r.dirty {
+		if route, ok := r.wish[uid]; ok {
+			w.set = append(w.set, route)
+		} else {
+			w.gone = append(w.gone, uid)
 		}
+	}
+	clear(r.dirty)
+	r.full = false
+	return w
+}
+
+func (r *routes) giveBack(w work) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.full = r.full || w.full
+	for _, route := range w.set {
+		r.dirty[route.UID] = true
+	}
+	for _, uid := range w.gone {
+		r.dirty[uid] = true
+	}
+	if r.full { // all of them, as takeWork has to give
+		for uid := range r.wish {
+			r.dirty[uid] = true
+		}
+	}
+}
+
+// carryOut brings rules and names in line with what has changed.
+func (r *routes) carryOut(ctx context.Context, w work) error {
+	numbers := make(map[string]uint32, len(w.set))
+	for _, route := range w.set {
 		number, err := r.a.networks.of(route.Subscription, route.Network)
 		if err != nil {
 			return err
 		}
-		r.a.cfg.Names.Set(routeOwner(uid), namesOf(route, number))
+		numbers[route.UID] = number
+	}
+	if err := r.rules(ctx, w, numbers); err != nil {
+		return err
+	}
+	for _, uid := range w.gone {
+		r.a.cfg.Names.Remove(routeOwner(uid))
+	}
+	for _, route := range w.set {
+		r.a.cfg.Names.Set(routeOwner(route.UID), namesOf(route, numbers[route.UID]))
 	}
 	return nil
+}
+
+func (r *routes) rules(ctx context.Context, w work, numbers map[string]uint32) error {
+	var set []network.Service
+	var keep, gone []network.ServiceKey
+	for _, route := range w.set {
+		s := serviceOf(route, numbers[route.UID])
+		r.owner[s.ServiceKey] = route.UID
+		if err := r.a.cfg.Network.CheckService(s); err != nil { // the others shall not wait for it
+			r.a.cfg.Log.Error("service address cannot be served", "uid", route.UID, "error", err)
+			continue
+		}
+		r.done[route.UID] = s.ServiceKey
+		if route.Pending {
+			keep = append(keep, s.ServiceKey)
+		} else {
+			set = append(set, s)
+		}
+	}
+	for _, uid := range w.gone {
+		if key, ok := r.done[uid]; ok && r.owner[key] == uid { // else another service address has taken it over
+			gone = append(gone, key)
+		}
+	}
+	var err error
+	if w.full {
+		err = r.a.cfg.Network.SyncServices(ctx, set, keep)
+	} else {
+		err = r.a.cfg.Network.SetServices(ctx, set, gone)
+	}
+	if err != nil {
+		return err
+	}
+	for _, k := range gone {
+		delete(r.owner, k)
+	}
+	for _, uid := range w.gone {
+		delete(r.done, uid)
+	}
+	return nil
+}
+
+func serviceOf(route service.Route, number uint32) network.Service {
+	return network.Service{ServiceKey: network.ServiceKey{Network: number, Addr: route.IP}, Ports: route.Ports, Sticky: route.Sticky, Hosts: route.Hosts}
 }
 
 // routeOwner is whose names a service address's are in the DNS table. Groups' uids hold no slash.
 func routeOwner(uid string) string { return "service/" + uid }
 
-func namesOf(route service.Route, network uint32) dns.Owner {
-	o := dns.Owner{Addr: netip.Addr{}, Network: network}
+func namesOf(route service.Route, number uint32) dns.Owner {
+	o := dns.Owner{Network: number}
 	for _, n := range route.Names {
 		o.Names = append(o.Names, dns.Name{Name: n, Addr: route.IP})
 	}

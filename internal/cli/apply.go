@@ -30,16 +30,17 @@ func (a *app) applyCommand() *cobra.Command {
 	var timeout time.Duration
 	c := &cobra.Command{
 		Use:   "apply -f FILE",
-		Short: "Create or update groups from a file",
+		Short: "Create or update groups and service addresses from a file",
 		Long: "Create or update container groups from Azure's YAML or JSON, as `az container create --file` takes it and\n" +
 			"`spillway export` writes it. ${VAR} is replaced by the environment variable, if there is one. Documents are\n" +
-			"separated by ---; - is standard input.",
+			"separated by ---; - is standard input. A document of type Microsoft.ContainerInstance/serviceAddresses is a\n" +
+			"service address.",
 		Args: none,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if file == "" {
 				return usagef("'spillway apply' needs -f FILE")
 			}
-			return a.apply(c.Context(), file, wait, timeout)
+			return a.apply(c.Context(), applyFlags{file, arm.GroupType, wait, timeout})
 		},
 	}
 	c.Flags().StringVarP(&file, "file", "f", "", "file to read, - for standard input")
@@ -48,12 +49,20 @@ func (a *app) applyCommand() *cobra.Command {
 	return c
 }
 
-func (a *app) apply(ctx context.Context, file string, wait bool, timeout time.Duration) error {
-	data, err := a.readFile(file)
+// applyFlags say what is applied, and how.
+type applyFlags struct {
+	file    string
+	kind    string // of documents that name no type
+	wait    bool
+	timeout time.Duration
+}
+
+func (a *app) apply(ctx context.Context, f applyFlags) error {
+	data, err := a.readFile(f.file)
 	if err != nil {
 		return err
 	}
-	docs, err := a.parseDocuments(file, data)
+	docs, err := a.parseDocuments(f.file, data)
 	if err != nil {
 		return err
 	}
@@ -61,18 +70,60 @@ func (a *app) apply(ctx context.Context, file string, wait bool, timeout time.Du
 	if err != nil {
 		return err
 	}
-	var groups []*client.Group
+	var done applied
 	for _, d := range docs {
-		g, err := a.applyOne(ctx, api, d)
-		if err == nil && wait {
-			g, err = a.await(ctx, api, g, d.name, timeout)
+		switch {
+		case d.kind == "":
+			d.kind = f.kind
+		case !strings.EqualFold(d.kind, arm.GroupType) && !strings.EqualFold(d.kind, arm.AddressType):
+			return usagef("%s: %q has the type %q; 'spillway apply' takes %s and %s", f.file, d.name, d.kind, arm.GroupType, arm.AddressType)
 		}
-		if err != nil {
+		if err := a.applyOne(ctx, api, d, &done, f); err != nil {
 			return err
 		}
-		groups = append(groups, g)
 	}
-	return a.emit(groupsView(groups, groups, time.Now()))
+	return a.emit(done.view(time.Now()))
+}
+
+// applied is what came of the documents.
+type applied struct {
+	all       []any // in their order
+	groups    []*client.Group
+	addresses []*client.ServiceAddress
+}
+
+// view is a table of groups, of service addresses, or of what both have.
+func (r *applied) view(now time.Time) view {
+	switch {
+	case len(r.addresses) == 0:
+		return groupsView(r.groups, r.groups, now)
+	case len(r.groups) == 0:
+		return addressesView(r.addresses, r.addresses)
+	}
+	v := view{data: r.all, header: []string{"NAME", "TYPE", "STATE", "ADDRESS"}}
+	for _, one := range r.all {
+		switch one := one.(type) {
+		case *client.Group:
+			v.rows = append(v.rows, []string{one.Name, "containerGroups", stateText(one), addressText(one)})
+		case *client.ServiceAddress:
+			v.rows = append(v.rows, []string{one.Name, "serviceAddresses", one.Properties.ProvisioningState, one.Properties.Address})
+		}
+	}
+	return v
+}
+
+func (a *app) applyOne(ctx context.Context, api *client.Client, d document, done *applied, f applyFlags) error {
+	if strings.EqualFold(d.kind, arm.AddressType) {
+		s, err := api.PutServiceAddress(ctx, "", d.name, d.body)
+		done.addresses, done.all = append(done.addresses, s), append(done.all, s)
+		return err
+	}
+	g, err := a.applyGroup(ctx, api, d)
+	if err == nil && f.wait {
+		g, err = a.await(ctx, api, g, d.name, f.timeout)
+	}
+	done.groups, done.all = append(done.groups, g), append(done.all, g)
+	return err
 }
 
 func (a *app) readFile(file string) ([]byte, error) {
@@ -92,8 +143,9 @@ func (a *app) readFile(file string) ([]byte, error) {
 	return data, nil
 }
 
-// document is one group of a file.
+// document is one group or service address of a file.
 type document struct {
+	kind    string // type; "" = not said
 	name    string
 	version string
 	body    object
@@ -124,6 +176,7 @@ func (a *app) parseDocuments(file string, data []byte) ([]document, error) {
 		d := document{body: body}
 		d.name, _ = body["name"].(string)
 		d.version, _ = body["apiVersion"].(string)
+		d.kind, _ = body["type"].(string)
 		if d.name == "" {
 			return nil, usagef("%s, document %d has no name", file, i+1)
 		}
@@ -134,7 +187,7 @@ func (a *app) parseDocuments(file string, data []byte) ([]document, error) {
 		out = append(out, d)
 	}
 	if len(out) == 0 {
-		return nil, usagef("%s holds no container group", file)
+		return nil, usagef("%s holds no container group and no service address", file)
 	}
 	return out, nil
 }
@@ -157,7 +210,7 @@ func splitYAML(data []byte) [][]byte {
 	return append(out, doc.Bytes())
 }
 
-func (a *app) applyOne(ctx context.Context, api *client.Client, d document) (*client.Group, error) {
+func (a *app) applyGroup(ctx context.Context, api *client.Client, d document) (*client.Group, error) {
 	if d.body["location"] == nil {
 		d.body["location"] = api.Config().Location
 	}

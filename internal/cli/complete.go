@@ -106,6 +106,17 @@ func (a *app) imageRefs(c *cobra.Command, _ []string, prefix string) ([]string, 
 	})
 }
 
+func (a *app) addressNames(c *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	return a.live(c, prefix, func(ctx context.Context, api *client.Client) ([]string, error) {
+		list, err := api.ListServiceAddresses(ctx, "")
+		var out []string
+		for _, s := range list {
+			out = append(out, s.Name)
+		}
+		return out, err
+	})
+}
+
 func (a *app) hostNames(c *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
 	return a.live(c, prefix, func(ctx context.Context, api *client.Client) ([]string, error) {
 		hosts, err := api.Hosts(ctx)

@@ -19,9 +19,9 @@ import (
 
 // runFlags are what `run` can say about a group; the platform checks all of it.
 type runFlags struct {
-	name, restart, isolation, label          string
+	name, restart, isolation, label, network string
 	cpu, memory                              float64
-	ports, env, secretEnv, tags              []string
+	ports, env, secretEnv, tags, groupLabels []string
 	public, wait                             bool
 	grace                                    int
 	timeout                                  time.Duration
@@ -63,6 +63,8 @@ func (a *app) runCommand() *cobra.Command {
 	fl.StringVar(&f.isolation, "isolation", "", "shared or gvisor")
 	fl.BoolVar(&f.public, "public", false, "give the group an address out of the platform's public range, if it has one")
 	fl.StringVar(&f.label, "dns-label", "", "DNS name LABEL.LOCATION.spillway.internal; implies --public")
+	fl.StringVar(&f.network, "network", "", "network that the group joins (default: default)")
+	fl.StringArrayVar(&f.groupLabels, "group-label", nil, "label K=V that service addresses select by; repeatable")
 	fl.StringArrayVar(&f.tags, "tag", nil, "tag K=V; repeatable")
 	fl.StringVar(&f.registryServer, "registry-server", "", "registry that needs a login")
 	fl.StringVar(&f.registryUser, "registry-username", "", "user name for it")
@@ -151,15 +153,34 @@ func (a *app) runBody(location, image string, command []string, f runFlags) (obj
 		}
 		props["imageRegistryCredentials"] = []object{{"server": f.registryServer, "username": f.registryUser, "password": f.registryPW}}
 	}
-	tags := object{}
-	for _, t := range f.tags {
-		k, v, ok := strings.Cut(t, "=")
-		if !ok {
-			return nil, usagef("--tag %q must be K=V", t)
-		}
-		tags[k] = v
+	if f.network != "" {
+		props["network"] = f.network
+	}
+	labels, err := keyValues("--group-label", f.groupLabels)
+	if err != nil {
+		return nil, err
+	}
+	if len(labels) > 0 {
+		props["labels"] = labels
+	}
+	tags, err := keyValues("--tag", f.tags)
+	if err != nil {
+		return nil, err
 	}
 	return object{"location": location, "tags": tags, "properties": props}, nil
+}
+
+// keyValues reads K=V texts of a flag.
+func keyValues(flag string, texts []string) (object, error) {
+	out := object{}
+	for _, t := range texts {
+		k, v, ok := strings.Cut(t, "=")
+		if !ok {
+			return nil, usagef("%s %q must be K=V", flag, t)
+		}
+		out[k] = v
+	}
+	return out, nil
 }
 
 func (a *app) runEnv(f runFlags) ([]object, error) {

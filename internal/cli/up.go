@@ -19,7 +19,7 @@ const defaultDataDir = "/var/lib/spillway"
 func (a *app) upCommand() *cobra.Command {
 	cfg := platform.Config{Stdout: a.stdout, Getenv: a.getenv, Version: Version()}
 	var public, shares, mirrors []string
-	var cidr string
+	var cidr, services string
 	var verbose bool
 	c := &cobra.Command{
 		Use:   "up",
@@ -42,6 +42,9 @@ func (a *app) upCommand() *cobra.Command {
 					return usagef("--network %q: %v", cidr, err)
 				}
 			}
+			if cfg.Services, err = netip.ParsePrefix(services); err != nil {
+				return usagef("--service-addresses %q: %v", services, err)
+			}
 			if cfg.Shares, err = pairs("--share", shares); err != nil {
 				return err
 			}
@@ -61,6 +64,7 @@ func (a *app) upCommand() *cobra.Command {
 	f.StringVar(&cfg.Runtime, "runtime", "parked", "parked, crun, runc, or the path of an OCI runtime")
 	f.StringSliceVar(&public, "public-addresses", nil, "ranges out of which groups with a public IP address get one")
 	f.StringVar(&cidr, "network", "", "range of the groups' own addresses (default: a free one, chosen once)")
+	f.StringVar(&services, "service-addresses", controller.DefaultServices.String(), "range out of which service addresses get theirs")
 	f.StringVar(&cfg.DNSListen, "dns-listen", "", "further address of the DNS server")
 	f.StringArrayVar(&shares, "share", nil, "NAME=DIR: a directory that azureFile volumes may mount as share NAME")
 	f.StringArrayVar(&mirrors, "mirror", nil, "REGISTRY=URL: ask URL first for images of REGISTRY")

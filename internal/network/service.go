@@ -97,6 +97,9 @@ func (n *Network) SyncServices(ctx context.Context, set []Service, keep []Servic
 	return n.SetServices(ctx, set, gone)
 }
 
+// CheckService says whether a service address can be served here. Errors: invalid.
+func (n *Network) CheckService(s Service) error { return n.plan.checkService(s) }
+
 func (p plan) checkService(s Service) error {
 	if s.Network == 0 || !s.Addr.Is4() || p.cidr.Contains(s.Addr) {
 		return fault.New(fault.Invalid, "", "service address %s of network %d: it must be IPv4, outside the groups' range %s, of a network other than 0", s.Addr, s.Network, p.cidr)

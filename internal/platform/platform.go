@@ -41,6 +41,7 @@ type Config struct {
 	Runtime   string            // parked, crun, runc or a path
 	Public    []netip.Prefix    // public addresses
 	Network   netip.Prefix      // groups' addresses; invalid: chosen at the first start
+	Services  netip.Prefix      // addresses of service addresses that ask for none; invalid: the controller's default
 	DNSListen string            // HOST:PORT, "": only inside groups
 	Shares    map[string]string // azureFile share name → directory
 	Mirrors   map[string][]string
@@ -69,6 +70,9 @@ func (c *Config) validate() error {
 	}
 	if c.Location == "" {
 		faults = append(faults, errors.New("--location must not be empty"))
+	}
+	if r := c.Services; r.IsValid() && (!r.Addr().Is4() || r.Bits() > 30 || r != r.Masked()) {
+		faults = append(faults, fmt.Errorf("--service-addresses %s: must be an IPv4 range of at least four addresses with no host bits set", r))
 	}
 	for name, dir := range c.Shares {
 		if info, err := os.Stat(dir); err != nil || !info.IsDir() {
@@ -115,6 +119,9 @@ func Up(ctx context.Context, cfg Config) error {
 	if site.instance, err = openInstance(ctx, &cfg); err != nil {
 		return err
 	}
+	if services := cfg.Services; services.IsValid() && services.Overlaps(site.instance.CIDR) {
+		return fault.New(fault.Invalid, "", "--service-addresses %s overlaps %s, the range of the groups' own addresses. Choose another.", services, site.instance.CIDR)
+	}
 	return site.run(ctx)
 }
 
@@ -155,7 +162,8 @@ func (s *site) run(ctx context.Context) error {
 		return err
 	}
 	ctrl, err := controller.New(ctx, controller.Config{Store: st, Location: cfg.Location, Log: cfg.Log,
-		Policy: place.Policy{CPUOvercommit: cfg.CPUFactor, MemoryOvercommit: 1}})
+		Policy:   place.Policy{CPUOvercommit: cfg.CPUFactor, MemoryOvercommit: 1},
+		Services: cfg.Services, Reserved: []netip.Prefix{s.instance.CIDR}})
 	if err != nil {
 		return err
 	}

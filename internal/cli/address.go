@@ -1,0 +1,152 @@
+package cli
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"spillway.dev/spillway/internal/arm"
+	"spillway.dev/spillway/internal/client"
+)
+
+func (a *app) addressCommand() *cobra.Command {
+	return family("address", "Service addresses: one stable address in front of groups",
+		a.addressListCommand(), a.addressShowCommand(), a.addressApplyCommand(), a.addressRemoveCommand())
+}
+
+func (a *app) addressListCommand() *cobra.Command {
+	var all bool
+	c := &cobra.Command{
+		Use: "ls", Short: "List service addresses", Args: none,
+		RunE: func(c *cobra.Command, _ []string) error {
+			api, err := a.client()
+			if err != nil {
+				return err
+			}
+			rg := ""
+			if all {
+				rg = "*"
+			}
+			list, err := api.ListServiceAddresses(c.Context(), rg)
+			if err != nil {
+				return err
+			}
+			if list == nil {
+				list = []*client.ServiceAddress{}
+			}
+			return a.emit(addressesView(list, list))
+		},
+	}
+	c.Flags().BoolVarP(&all, "all", "A", false, "of all resource groups")
+	return c
+}
+
+func (a *app) addressShowCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "show NAME", Short: "Show one service address", Args: names("the NAME of a service address", 1, 1), ValidArgsFunction: a.first(a.addressNames),
+		RunE: func(c *cobra.Command, args []string) error {
+			api, err := a.client()
+			if err != nil {
+				return err
+			}
+			s, err := api.GetServiceAddress(c.Context(), "", args[0])
+			if err != nil {
+				return err
+			}
+			return a.emit(addressesView([]*client.ServiceAddress{s}, s))
+		},
+	}
+}
+
+func (a *app) addressApplyCommand() *cobra.Command {
+	var file string
+	c := &cobra.Command{
+		Use: "apply -f FILE", Short: "Create or update service addresses from a file", Args: none,
+		Long: "As 'spillway apply', where a document that names no type is a service address.",
+		RunE: func(c *cobra.Command, _ []string) error {
+			if file == "" {
+				return usagef("'spillway address apply' needs -f FILE")
+			}
+			return a.apply(c.Context(), applyFlags{file: file, kind: arm.AddressType})
+		},
+	}
+	c.Flags().StringVarP(&file, "file", "f", "", "file to read, - for standard input")
+	return c
+}
+
+func (a *app) addressRemoveCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "rm NAME...", Short: "Delete service addresses", Args: names("the NAME of a service address", 1, 0), ValidArgsFunction: a.addressNames,
+		RunE: func(c *cobra.Command, args []string) error {
+			api, err := a.client()
+			if err != nil {
+				return err
+			}
+			var failed []error
+			for _, name := range args {
+				if err := api.DeleteServiceAddress(c.Context(), "", name); err != nil {
+					failed = append(failed, err)
+					continue
+				}
+				fmt.Fprintln(a.stdout, name)
+			}
+			return errors.Join(failed...)
+		},
+	}
+}
+
+// addressesView is a table of service addresses.
+func addressesView(list []*client.ServiceAddress, data any) view {
+	v := view{data: data, header: []string{"NAME", "NETWORK", "ADDRESS", "PORTS", "READY", "ENDPOINTS", "NAMES"}}
+	for _, s := range list {
+		p := &s.Properties
+		ready := ""
+		if p.InstanceView != nil {
+			ready = strconv.Itoa(p.InstanceView.ReadyEndpoints)
+		}
+		v.rows = append(v.rows, []string{s.Name, p.Network, p.Address, portsText(p.Ports), ready, behindText(p), strings.Join(p.FQDNs, ",")})
+	}
+	return v
+}
+
+// portsText is 80->8080,53/udp.
+func portsText(ports []arm.AddressPort) string {
+	var out []string
+	for _, p := range ports {
+		text := strconv.Itoa(p.Port)
+		if p.TargetPort != 0 && p.TargetPort != p.Port {
+			text += "->" + strconv.Itoa(p.TargetPort)
+		}
+		if strings.EqualFold(p.Protocol, "UDP") {
+			text += "/udp"
+		}
+		out = append(out, text)
+	}
+	return strings.Join(out, ",")
+}
+
+// behindText is the selector, or the first of the listed endpoints.
+func behindText(p *arm.AddressProperties) string {
+	if p.Endpoints == nil {
+		var out []string
+		for _, k := range slices.Sorted(maps.Keys(p.Selector)) {
+			out = append(out, printable(k+"="+p.Selector[k]))
+		}
+		return strings.Join(out, ",")
+	}
+	const most = 3
+	var out []string
+	for _, e := range *p.Endpoints {
+		out = append(out, e.Address)
+	}
+	if len(out) > most {
+		out = append(out[:most], fmt.Sprintf("+%d", len(out)-most))
+	}
+	return cmp.Or(strings.Join(out, ","), "none")
+}
