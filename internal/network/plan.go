@@ -15,8 +15,10 @@ const mtu = 1500
 
 // Ranges that instances choose from: /16 blocks of 10.64.0.0/10, which common clusters and engines leave alone.
 var (
-	pool      = netip.MustParsePrefix("10.64.0.0/10")
-	metadata  = netip.MustParsePrefix("169.254.0.0/16")
+	pool     = netip.MustParsePrefix("10.64.0.0/10")
+	metadata = netip.MustParsePrefix("169.254.0.0/16")
+	// clusters is where Kubernetes' services are by default: no range of groups, so that a network may have them.
+	clusters  = netip.MustParsePrefix("10.96.0.0/12")
 	blockBits = 16
 )
 
@@ -100,7 +102,7 @@ func ChooseCIDR(instance string, used []netip.Prefix) (netip.Prefix, error) {
 		var b [4]byte
 		binary.BigEndian.PutUint32(b[:], base+uint32((start+i)%blocks)<<(32-blockBits))
 		candidate := netip.PrefixFrom(netip.AddrFrom4(b), blockBits)
-		if !overlapsAny(candidate, used) {
+		if !candidate.Overlaps(clusters) && !overlapsAny(candidate, used) {
 			return candidate, nil
 		}
 	}
