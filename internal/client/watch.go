@@ -30,15 +30,21 @@ type WatchOptions struct {
 	Revision      string // resume after it; "" = current state first
 }
 
-// Event is one line of a watch.
-type Event struct {
+// Event is one line of a watch of groups, EventOf of any resource.
+type Event = EventOf[Group]
+
+// EventOf is one line of a watch.
+type EventOf[T any] struct {
 	Type     string `json:"type"`
-	Object   *Group `json:"object"`
+	Object   *T     `json:"object"`
 	Revision string `json:"revision"` // resume point after this event
 }
 
-// Watch is an open watch.
-type Watch struct {
+// Watch is an open watch of groups, WatchOf of any resource.
+type Watch = WatchOf[Group]
+
+// WatchOf is an open watch.
+type WatchOf[T any] struct {
 	body io.ReadCloser
 	scan *bufio.Scanner
 	stop context.CancelFunc
@@ -50,9 +56,19 @@ func (c *Client) Watch(ctx context.Context, opt WatchOptions) (*Watch, error) {
 	if opt.Name != "" {
 		path = c.GroupPath(opt.ResourceGroup, opt.Name)
 	}
+	return openWatch[Group](ctx, c, path, opt.Revision)
+}
+
+// WatchServiceAddresses opens a watch of the service addresses of a resource group, of the whole subscription when rg is
+// "*"; with a revision it goes on after it. Errors: gone, when the revision is too old.
+func (c *Client) WatchServiceAddresses(ctx context.Context, rg, revision string) (*WatchOf[ServiceAddress], error) {
+	return openWatch[ServiceAddress](ctx, c, c.listPath(rg, arm.AddressType), revision)
+}
+
+func openWatch[T any](ctx context.Context, c *Client, path, revision string) (*WatchOf[T], error) {
 	query := url.Values{"watch": {"true"}}
-	if opt.Revision != "" {
-		query.Set("revision", opt.Revision)
+	if revision != "" {
+		query.Set("revision", revision)
 	}
 	ctx, stop := context.WithCancel(ctx)
 	resp, err := c.send(ctx, request{method: http.MethodGet, path: path, query: query})
@@ -62,29 +78,29 @@ func (c *Client) Watch(ctx context.Context, opt WatchOptions) (*Watch, error) {
 	}
 	scan := bufio.NewScanner(resp.Body)
 	scan.Buffer(make([]byte, 0, 32<<10), maxEventLine)
-	return &Watch{body: resp.Body, scan: scan, stop: stop}, nil
+	return &WatchOf[T]{body: resp.Body, scan: scan, stop: stop}, nil
 }
 
 // Next waits for the next event; io.EOF when the platform ended the watch.
-func (w *Watch) Next() (Event, error) {
+func (w *WatchOf[T]) Next() (EventOf[T], error) {
 	for w.scan.Scan() {
 		if len(w.scan.Bytes()) == 0 {
 			continue
 		}
-		var e Event
+		var e EventOf[T]
 		if err := json.Unmarshal(w.scan.Bytes(), &e); err != nil {
-			return Event{}, fmt.Errorf("read watch event: %w", err)
+			return EventOf[T]{}, fmt.Errorf("read watch event: %w", err)
 		}
 		return e, nil
 	}
 	if err := w.scan.Err(); err != nil {
-		return Event{}, fmt.Errorf("read watch: %w", err)
+		return EventOf[T]{}, fmt.Errorf("read watch: %w", err)
 	}
-	return Event{}, io.EOF
+	return EventOf[T]{}, io.EOF
 }
 
 // Close ends the watch.
-func (w *Watch) Close() error {
+func (w *WatchOf[T]) Close() error {
 	w.stop()
 	return w.body.Close()
 }

@@ -23,6 +23,7 @@ type operation struct {
 
 // operations are calls of every kind on a group and around it.
 func operations(sub, one string) []operation {
+	address := strings.Replace(one, "containerGroups/web", "serviceAddresses/svc", 1)
 	return []operation{
 		{"GET", one, "2023-05-01", true, true},
 		{"GET", strings.TrimSuffix(one, "/web"), "2023-05-01", true, true},
@@ -35,6 +36,11 @@ func operations(sub, one string) []operation {
 		{"POST", one + "/start", "2023-05-01", false, true},
 		{"POST", one + "/containers/main/exec", "2023-05-01", false, true},
 		{"POST", one + "/containers/main/attach", "2023-05-01", false, true},
+		{"GET", address, "2026-11-01-spillway", true, true},
+		{"GET", strings.TrimSuffix(address, "/svc"), "2026-11-01-spillway", true, true},
+		{"GET", sub + "/providers/Microsoft.ContainerInstance/serviceAddresses", "2026-11-01-spillway", true, false},
+		{"PUT", address, "2026-11-01-spillway", false, true},
+		{"DELETE", address, "2026-11-01-spillway", false, true},
 		{"PUT", sub + "/resourceGroups/other", "2021-04-01", false, false},
 		{"DELETE", sub + "/resourceGroups/other", "2021-04-01", false, false},
 		{"GET", "/providers/Spillway.Platform/hosts", "2026-11-01-spillway", false, false},
