@@ -8,9 +8,11 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"spillway.dev/spillway/internal/client"
 	"spillway.dev/spillway/internal/host"
+	"spillway.dev/spillway/internal/keeper"
 )
 
 // withRunsc is a variable of the environment in which a platform finds gVisor: of this tree, or of the machine.
@@ -179,6 +181,11 @@ func TestGVisorPairOutlivesItsKeepers(t *testing.T) {
 		}
 		p.pairServes(n, "after a kill")
 	}
+	p.upgradeKeeper()
+	if now := starts(p.running(n)); now != before {
+		t.Fatalf("after an upgrade of the keeper: starts %q, before %q", now, before)
+	}
+	p.pairServes(n, "after an upgrade of the keeper")
 	p.exec(n, "a", "touch /v/end")
 	g := p.await(n, "restart of b", func(g *client.Group) bool { return restarts(g, 1) == 1 && g.State() == "Running" })
 	if prev := g.Properties.Containers[1].Properties.InstanceView.Previous; prev == nil || prev.ExitCode == nil || *prev.ExitCode != 5 || restarts(g, 0) != 0 {
@@ -186,6 +193,27 @@ func TestGVisorPairOutlivesItsKeepers(t *testing.T) {
 	}
 	p.pairServes(n, "after the restart of an adopted container")
 	p.remove(n)
+}
+
+// upgradeKeeper makes the keeper execute its program anew, in place.
+func (p *platform) upgradeKeeper() {
+	p.Helper()
+	pid := p.keeperPid()
+	k, err := keeper.Dial("/run/spillway/"+p.id, func(keeper.Container) {})
+	if err != nil {
+		p.Fatal(err)
+	}
+	defer k.Close()
+	if err := k.Upgrade(p.Context(), p.bin.keeper); err != nil {
+		p.Fatal(err)
+	}
+	waitFor(p.T, "the keeper after its upgrade", func() bool {
+		again, err := keeper.Dial("/run/spillway/"+p.id, func(keeper.Container) {})
+		if err == nil {
+			again.Close()
+		}
+		return err == nil && p.keeperPid() == pid
+	})
 }
 
 func TestGVisorSidecar(t *testing.T) {
@@ -238,6 +266,32 @@ func TestKillsOfTheKeeperWithAGuest(t *testing.T) {
 			}
 		}
 		s.once0(point, n)
+		s.drop(point, n)
+	}
+}
+
+// TestKillsOfTheKeeperWhileAGuestStarts kills the keeper at any moment, also while the runtime is at work: what it has
+// left then is found again, and nothing runs twice.
+func TestKillsOfTheKeeperWhileAGuestStarts(t *testing.T) {
+	t.Parallel()
+	s := newSweep(t, withRunsc(t))
+	for at := 40 * time.Millisecond; at < 280*time.Millisecond; at += 30 * time.Millisecond {
+		n, point := name("guest"), at.String()
+		body := s.body(n, sleeper)
+		body["properties"].(M)["isolation"] = "gvisor"
+		done := make(chan error, 1)
+		go func() {
+			_, err := s.client.PutGroup(t.Context(), "", n, body)
+			done <- err
+		}()
+		time.Sleep(at)
+		if err := syscall.Kill(s.keeperPid(), syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; err != nil {
+			t.Fatalf("put during a kill after %s: %v", point, err)
+		}
+		s.once(point, n)
 		s.drop(point, n)
 	}
 }

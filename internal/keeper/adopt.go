@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -55,11 +57,7 @@ func (s *Server) adoptOne(rec *record, terminal *os.File) {
 		return
 	}
 	if ct.Pid == 0 && ct.OCI != nil {
-		ct.Pid, _ = readPid(s.pidPath(ct.ID))
-		if ct.Pid == 0 && ct.inGuest() {
-			ct.Pid, _ = readPid(s.pidPath(ct.OCI.Guest)) // which is asked whether it has begun, or will
-		}
-		ct.Birth, ct.Started = birth(ct.Pid), time.Now().UTC()
+		s.findPid(ct)
 	}
 	if neverBegun(ct) {
 		delete(s.containers, ct.ID)
@@ -99,9 +97,42 @@ func (s *Server) adoptOne(rec *record, terminal *os.File) {
 	go s.await(ct, end)
 }
 
+// findPid reads the pid of a container whose keeper died while an OCI runtime was starting it. The runtime may still be
+// at work; when it leaves no pid, or fails, nothing was started.
+func (s *Server) findPid(ct *container) {
+	path := s.pidPath(ct.ID)
+	commands, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, file := range commands {
+		body, _ := os.ReadFile(file)
+		if !slices.Contains(strings.Split(string(body), "\x00"), path) {
+			continue
+		}
+		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+		pidfd, err := openPidfd(pid)
+		if err != nil {
+			continue
+		}
+		born := birth(pid)
+		if pidfd.SetReadDeadline(time.Now().Add(runtimePatience)) == nil && waitPidfd(pidfd) == nil {
+			if status, known := exitOf(pidfd, pid, born); known && status != 0 {
+				_ = os.Remove(path)
+			}
+		}
+		pidfd.Close()
+	}
+	ct.Pid, _ = readPid(path)
+	ct.Birth, ct.Started = birth(ct.Pid), time.Now().UTC()
+}
+
+// runtimePatience is how long an OCI runtime may take to finish a start whose keeper was killed.
+const runtimePatience = 2 * time.Second
+
 // neverBegun says whether a keeper died between a container's record and its start: the init was told nothing, and
 // ends by itself. To call that an end of the container would be an invention.
 func neverBegun(ct *container) bool {
+	if ct.OCI != nil {
+		return ct.Pid == 0
+	}
 	if ct.Layer == "" {
 		return false
 	}

@@ -139,7 +139,10 @@ func (s *Server) claim(q *Start) (*slot, *child, error) {
 // startParked hands the spec to the waiting init, or to a new one when the slot's is in use.
 func (s *Server) startParked(ct *container, q *Start, sl *slot, in *child) error {
 	var err error
-	if in == nil {
+	if in == nil || q.ProcessesOf != "" {
+		if in != nil {
+			go in.kill() // it is in a process namespace of its own
+		}
 		if in, err = s.joiner(q, sl); err != nil {
 			return err
 		}
@@ -187,9 +190,17 @@ func (s *Server) startParked(ct *container, q *Start, sl *slot, in *child) error
 // joiner makes an init for a container beside others: a process and mount namespace of its own, the rest the slot's.
 func (s *Server) joiner(q *Start, sl *slot) (*child, error) {
 	o := spawning{mode: sandbox.ModePark, clone: unix.CLONE_NEWNS, join: sl.ns, cgroups: q.Cgroups, v2: q.V2}
-	if sl.pidns != nil {
+	switch {
+	case q.ProcessesOf != "":
+		pidns, err := s.processesOf(q.ProcessesOf)
+		if err != nil {
+			return nil, err
+		}
+		defer pidns.Close()
+		o.pidns = pidns
+	case sl.pidns != nil:
 		o.pidns = sl.pidns
-	} else {
+	default:
 		o.clone |= unix.CLONE_NEWPID
 	}
 	in, err := s.spawn(o)
@@ -204,6 +215,26 @@ func (s *Server) joiner(q *Start, sl *slot) (*child, error) {
 		return nil, err
 	}
 	return in, nil
+}
+
+// processesOf opens the process namespace of a container.
+func (s *Server) processesOf(id string) (*os.File, error) {
+	s.mu.Lock()
+	ct := s.containers[id]
+	gone := ct == nil || ct.Exited || ct.pidfd == nil
+	pid := 0
+	if !gone {
+		pid = ct.Pid
+	}
+	s.mu.Unlock()
+	if gone {
+		return nil, &Error{Message: "container " + id + " does not run: its processes cannot be joined", ExitCode: 128}
+	}
+	ns, err := openNamespaces(pid, "pid")
+	if err != nil {
+		return nil, err
+	}
+	return ns[0], nil
 }
 
 // openStreams makes the container's pipes, starts reading ours and gives the ends for the container: stdin, stdout,

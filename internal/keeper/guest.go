@@ -137,15 +137,10 @@ func (s *Server) endGuest(sl *slot) {
 	}
 }
 
-// guestPatience is how long a runtime whose keeper was killed may take to finish the guest that it is making.
-const guestPatience = 5 * time.Second
-
-// adoptGuest takes over a guest of an earlier keeper with its slot. One that has ended is removed, and one that was not
-// finished: its slot went with the keeper.
+// adoptGuest takes over a guest of an earlier keeper with its slot, or removes what is left of it.
 func (s *Server) adoptGuest(g *container) {
 	if g.Pid == 0 {
-		g.Pid, _ = readPid(s.pidPath(g.ID))
-		g.Birth, g.Started = birth(g.Pid), time.Now().UTC()
+		s.findPid(g)
 	}
 	pidfd, err := openPidfd(g.Pid)
 	if err == nil && !ended(g.Pid, g.Birth) {
@@ -157,13 +152,8 @@ func (s *Server) adoptGuest(g *container) {
 		}
 	}
 	closeFiles(pidfd)
-	go func() {
-		for deadline := time.Now().Add(guestPatience); g.Pid == 0 && time.Now().Before(deadline); time.Sleep(askAgain) {
-			g.Pid, _ = readPid(s.pidPath(g.ID))
-		}
-		s.deleteOCI(g.OCI, g.ID)
-		s.dropFiles(g.ID)
-	}()
+	s.deleteOCI(g.OCI, g.ID)
+	s.dropFiles(g.ID)
 }
 
 // childEnd is the end of a process that may be our own child; nil when it is not.
@@ -180,11 +170,11 @@ func ended(pid int, born uint64) bool {
 	return len(st) == 0 || st[statState] == "Z" || st.number(statStartTime) != born
 }
 
-// Asking for the end of a container in a guest fails when the guest is gone, when the asking process is killed, and for
-// a moment while a runtime that a keeper has left alone is still at its start.
+// Asking for the end of a container in a guest fails when the guest is gone or ending, or when the asking process is
+// killed; for want of memory, say.
 const (
 	askAgain = 200 * time.Millisecond
-	askTimes = 25
+	askTimes = 10
 )
 
 // waitInGuest waits for the end of a container in a guest. What the guest does not know is removed, so that it cannot

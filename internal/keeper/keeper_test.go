@@ -29,6 +29,7 @@ type rig struct {
 	proc  *exec.Cmd
 	k     *keeper.Client
 	exits chan keeper.Container
+	ended map[string]keeper.Container // exits that have been seen but not asked for
 	image string
 }
 
@@ -58,7 +59,7 @@ func newRigIn(t testing.TB, open func(base string) (*cgroup.Tree, error)) *rig {
 	if err != nil {
 		t.Skip("needs busybox-static")
 	}
-	r := &rig{t: t, exits: make(chan keeper.Container, 64)}
+	r := &rig{t: t, exits: make(chan keeper.Container, 64), ended: map[string]keeper.Container{}}
 	if r.dir, err = os.MkdirTemp("/run", "spillway-test-"); err != nil {
 		t.Fatal(err)
 	}
@@ -151,11 +152,13 @@ func (r *rig) run(id string, script string) keeper.Container {
 func (r *rig) exit(id string) keeper.Container {
 	r.t.Helper()
 	for {
+		if c, ok := r.ended[id]; ok {
+			delete(r.ended, id) // ids are used again
+			return c
+		}
 		select {
 		case c := <-r.exits:
-			if c.ID == id {
-				return c
-			}
+			r.ended[c.ID] = c // others are asked for later
 		case <-time.After(10 * time.Second):
 			r.t.Fatalf("container %s did not end", id)
 		}

@@ -107,6 +107,8 @@ type Start struct {
 	LogFile int64           `json:"logFile"`  // bytes of one log file
 	LogMax  int             `json:"logFiles"` // number of log files
 	Stdin   bool            `json:"stdin,omitempty"`
+	// ProcessesOf is a container whose process namespace this one joins.
+	ProcessesOf string `json:"processesOf,omitempty"`
 	// Relabel replaces the slot's label in the same step, so that claiming a slot is one message.
 	Relabel json.RawMessage `json:"relabel,omitempty"`
 	Spec    *sandbox.Spec   `json:"spec,omitempty"`

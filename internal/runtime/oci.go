@@ -84,6 +84,9 @@ func (o *oci) Start(ctx context.Context, r *Run) (keeper.Container, error) {
 	if err := os.MkdirAll(rootfs, 0o700); err != nil {
 		return keeper.Container{}, err
 	}
+	if err := o.unmount(r.Dir); err != nil { // of a start that its keeper did not live to finish
+		return keeper.Container{}, err
+	}
 	copies, mounts := o.splitMounts(r.Mounts)
 	err = sandbox.PrepareRoot(rootfs, &sandbox.Spec{Lower: r.Layers, Upper: filepath.Join(r.Dir, "layer"), Mounts: mounts})
 	for _, m := range copies {
@@ -111,6 +114,9 @@ func (o *oci) Start(ctx context.Context, r *Run) (keeper.Container, error) {
 		c, err = o.startInGuest(ctx, r, q, slot.Namespaces)
 	} else {
 		c, err = o.keeper().Start(ctx, q)
+	}
+	if errors.Is(err, keeper.ErrGone) || ctx.Err() != nil {
+		return c, err // whether it runs is not known: its root stays
 	}
 	if err != nil {
 		return c, errors.Join(err, o.unmount(r.Dir))
