@@ -186,8 +186,8 @@ func TestServiceAddressOutlivesTheServer(t *testing.T) {
 	waitFor(t, "an answer", func() bool { return len(p.who(inside, "http://100.64.0.1/", 3)) == 1 })
 	sticky := p.who(inside, "http://100.64.0.1/", 3)
 	before := p.serviceElements()
-	if before["service_ip"] != 2 || before["endpoint"] != 64 {
-		t.Errorf("the sets hold %v, want 2 addresses and 4 ports of 16 buckets", before)
+	if before["service_ip"] != 2 || before["endpoint"] != 2*16+2*2 {
+		t.Errorf("the sets hold %v, want 2 addresses with 2 ports each, of 16 buckets for a hash and 2 for chance", before)
 	}
 	out, code := p.exec(inside, "c", `
 		((i=0; while :; do i=$((i+1)); echo $i; sleep 0.1; done) | nc 100.64.0.1 7 >/tmp/echoed) </dev/null >/dev/null 2>&1 &

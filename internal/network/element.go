@@ -2,11 +2,9 @@ package network
 
 import (
 	"encoding/binary"
-	"fmt"
 	"maps"
 	"net/netip"
 
-	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 
 	"spillway.dev/spillway/internal/group"
@@ -33,15 +31,14 @@ type element struct {
 	value string // maps only
 }
 
-// elements is what the sets of a table hold, by the address that owns each entry.
+// elements is what the sets of a table hold of groups, by the address that owns each entry.
 type elements struct {
-	member  map[netip.Addr][]element // net_of, member and public
-	guard   map[netip.Addr]element
-	service map[ServiceKey]serviceState // the sets of service addresses
+	member map[netip.Addr][]element // net_of, member and public
+	guard  map[netip.Addr]element
 }
 
 func newElements() elements {
-	return elements{member: map[netip.Addr][]element{}, guard: map[netip.Addr]element{}, service: map[ServiceKey]serviceState{}}
+	return elements{member: map[netip.Addr][]element{}, guard: map[netip.Addr]element{}}
 }
 
 func membershipElements(m Membership) []element {
@@ -126,21 +123,7 @@ func (h elements) apply(del, add []element) {
 	}
 }
 
-// read records an entry that the kernel holds.
-func (h elements) read(e element) {
-	switch e.set {
-	case setServiceIP, setService, setEndpoint, setServiceHost:
-		b := []byte(e.key[:8])
-		k := ServiceKey{binary.NativeEndian.Uint32(b), netip.AddrFrom4([4]byte(b[4:]))}
-		s := h.service[k]
-		s.add(e)
-		h.service[k] = s
-	default:
-		h.apply(nil, []element{e})
-	}
-}
-
-// all are the entries of groups.
+// all are the entries.
 func (h elements) all() map[element]bool {
 	out := map[element]bool{}
 	for _, list := range h.member {
@@ -202,22 +185,16 @@ func encodeSet(table, set string, kind, flags uint16, list []element) *message {
 	return m
 }
 
-// readElements reads what the sets of the table hold.
-func (n *Network) readElements() (elements, error) {
+// readGroups reads what the sets of the table hold of groups. The lock is held.
+func (n *Network) readGroups() error {
 	have := newElements()
-	conn, err := nftables.New(nftables.AsLasting(), nftables.WithNetNSFd(int(n.home.Fd())))
-	if err != nil {
-		return have, fmt.Errorf("open nftables: %w", err)
-	}
-	defer conn.CloseLasting()
-	for _, s := range n.plan.sets() {
-		list, err := conn.GetSetElements(s)
+	for _, set := range []string{setNetOf, setMember, setGuard, setPublic} {
+		list, err := n.dumpSet(n.nf, set)
 		if err != nil {
-			return have, fmt.Errorf("read set %s of table %s: %w", s.Name, n.plan.table, err)
+			return err
 		}
-		for _, e := range list {
-			have.read(element{set: s.Name, key: string(e.Key), value: string(e.Val)})
-		}
+		have.apply(nil, list)
 	}
-	return have, nil
+	n.have = have
+	return nil
 }

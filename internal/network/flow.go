@@ -75,12 +75,16 @@ func (f staleFilter) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 	return gone[targetOf(netip.AddrPortFrom(answers, flow.Reverse.SrcPort))]
 }
 
-// forgetStale removes stale connections, in one walk over all that are tracked. The lock is held.
+// forgetStale removes stale connections, in one walk over all that are tracked.
 func (n *Network) forgetStale(flows staleFlows) error {
 	if len(flows) == 0 {
 		return nil
 	}
-	return n.forget(staleFilter{flows, n.have.networkOf})
+	return n.forget(staleFilter{flows, func(source netip.Addr) uint32 {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		return n.have.networkOf(source)
+	}})
 }
 
 // networkOf is the network that an address is a member of, 0 for none.

@@ -59,10 +59,14 @@ type Network struct {
 
 	mu   sync.Mutex // guards nf and have: batches are serial in the kernel anyway
 	nf   *socket
-	have elements // what the table's sets hold
+	have elements // what the table's sets hold of groups
 
 	rtMu sync.Mutex // guards rt
 	rt   *socket
+
+	serviceMu sync.Mutex // guards what follows; taken before mu, so that groups need not wait for service addresses
+	services  serviceStates
+	list      *socket
 }
 
 // Open makes the table, the gateway address and the public routes of an instance, or adopts those that are there.
@@ -108,6 +112,9 @@ func (n *Network) dial() error {
 	if n.rt, err = dial(unix.NETLINK_ROUTE); err != nil {
 		return err
 	}
+	if n.list, err = dial(unix.NETLINK_NETFILTER); err != nil {
+		return err
+	}
 	n.nf, err = dial(unix.NETLINK_NETFILTER)
 	return err
 }
@@ -129,9 +136,7 @@ func (n *Network) open() error {
 	if err := applyRuleset(n.plan); err != nil {
 		return err
 	}
-	var err error
-	n.have, err = n.readElements()
-	return err
+	return n.readGroups() // service addresses are read when they are first changed
 }
 
 // Gateway is the address where groups find the platform: their default route and their DNS server.
@@ -149,7 +154,7 @@ func (n *Network) Close() error {
 	if n.home != nil {
 		errs = append(errs, n.home.Close())
 	}
-	for _, s := range []*socket{n.rt, n.nf} {
+	for _, s := range []*socket{n.rt, n.nf, n.list} {
 		if s != nil {
 			errs = append(errs, s.close())
 		}
@@ -201,12 +206,10 @@ func (n *Network) commit(change func(have elements) (del, add []element)) error 
 	del, add := change(n.have)
 	err := n.nf.do(encodeElements(n.plan.table, del, add)...)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY) {
-		have, readErr := n.readElements()
-		if readErr != nil {
+		if readErr := n.readGroups(); readErr != nil {
 			return errors.Join(err, readErr)
 		}
-		n.have = have
-		del, add = change(have)
+		del, add = change(n.have)
 		err = n.nf.do(encodeElements(n.plan.table, del, add)...)
 	}
 	if err != nil {

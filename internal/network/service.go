@@ -53,33 +53,31 @@ const classSticky = 1 << 31
 // maxTransaction bounds the entries of one change, so that it fits the socket. One service address always goes whole.
 const maxTransaction = 20_000
 
+// serviceStates is what the sets of the table hold of service addresses; nil: nobody has looked yet.
+type serviceStates map[ServiceKey]serviceState
+
 // SetServices makes service addresses lead where they should, and removes others. Each one changes at once; endpoints
 // that stay keep their connections. Connections of UDP to endpoints that went are forgotten, those of TCP are left to
 // end. Doing it again changes nothing. Errors: invalid, when a service address is one of groups.
 func (n *Network) SetServices(_ context.Context, set []Service, gone []ServiceKey) error {
-	for _, s := range set {
-		if err := n.plan.checkService(s); err != nil {
+	n.serviceMu.Lock()
+	defer n.serviceMu.Unlock()
+	if n.services == nil {
+		if err := n.readServices(); err != nil {
 			return err
 		}
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if err := n.setServices(set, gone); err != nil {
-		return fmt.Errorf("change %d service addresses, remove %d: %w", len(set), len(gone), err)
-	}
-	return nil
+	return n.setServices(set, gone)
 }
 
 // SyncServices makes the service addresses of the table those that are given, whatever it holds; those to keep stay as
 // they are, when they are there.
-func (n *Network) SyncServices(ctx context.Context, set []Service, keep []ServiceKey) error {
-	n.mu.Lock()
-	have, err := n.readElements()
-	if err != nil {
-		n.mu.Unlock()
+func (n *Network) SyncServices(_ context.Context, set []Service, keep []ServiceKey) error {
+	n.serviceMu.Lock()
+	defer n.serviceMu.Unlock()
+	if err := n.readServices(); err != nil {
 		return err
 	}
-	n.have = have
 	wanted := map[ServiceKey]bool{}
 	for _, s := range set {
 		wanted[s.ServiceKey] = true
@@ -88,13 +86,28 @@ func (n *Network) SyncServices(ctx context.Context, set []Service, keep []Servic
 		wanted[k] = true
 	}
 	var gone []ServiceKey
-	for k := range have.service {
+	for k := range n.services {
 		if !wanted[k] {
 			gone = append(gone, k)
 		}
 	}
-	n.mu.Unlock()
-	return n.SetServices(ctx, set, gone)
+	return n.setServices(set, gone)
+}
+
+// readServices reads what the sets of the table hold of service addresses.
+func (n *Network) readServices() error {
+	have := serviceStates{}
+	for _, set := range []string{setServiceIP, setService, setEndpoint, setServiceHost} {
+		list, err := n.dumpSet(n.list, set)
+		if err != nil {
+			return err
+		}
+		for _, e := range list {
+			have.read(e)
+		}
+	}
+	n.services = have
+	return nil
 }
 
 // CheckService says whether a service address can be served here. Errors: invalid.
@@ -107,21 +120,26 @@ func (p plan) checkService(s Service) error {
 	return nil
 }
 
-// setServices is SetServices with the lock held. When the kernel disagrees with the record, it begins again, once, from
-// what the kernel has.
+// setServices does it. When the kernel disagrees with the record, it begins again, once, from what the kernel has.
 func (n *Network) setServices(set []Service, gone []ServiceKey) error {
+	for _, s := range set {
+		if err := n.plan.checkService(s); err != nil {
+			return err
+		}
+	}
 	stale := staleFlows{}
 	err := n.trySetServices(set, gone, stale)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY) {
-		have, readErr := n.readElements()
-		if readErr != nil {
+		if readErr := n.readServices(); readErr != nil {
 			return errors.Join(err, readErr)
 		}
-		n.have = have
 		err = n.trySetServices(set, gone, stale)
 	}
 	// Also after a failure: what was changed has to be forgotten.
-	return errors.Join(err, n.forgetStale(stale))
+	if err = errors.Join(err, n.forgetStale(stale)); err != nil {
+		return fmt.Errorf("change %d service addresses, remove %d: %w", len(set), len(gone), err)
+	}
+	return nil
 }
 
 // serviceChange gathers what one transaction does.
@@ -133,7 +151,7 @@ type serviceChange struct {
 func (n *Network) trySetServices(set []Service, gone []ServiceKey, stale staleFlows) error {
 	c := serviceChange{states: map[ServiceKey]serviceState{}}
 	change := func(k ServiceKey, want serviceState) error {
-		old := n.have.service[k]
+		old := n.services[k]
 		del, add := serviceDifference(k, old, want)
 		if len(del)+len(add) == 0 {
 			return nil
@@ -152,7 +170,7 @@ func (n *Network) trySetServices(set []Service, gone []ServiceKey, stale staleFl
 		}
 	}
 	for _, s := range set {
-		if err := change(s.ServiceKey, s.state(n.have.service[s.ServiceKey])); err != nil {
+		if err := change(s.ServiceKey, s.state(n.services[s.ServiceKey])); err != nil {
 			return err
 		}
 	}
@@ -160,14 +178,17 @@ func (n *Network) trySetServices(set []Service, gone []ServiceKey, stale staleFl
 }
 
 func (n *Network) commitServices(c *serviceChange) error {
-	if err := n.nf.do(encodeElements(n.plan.table, c.del, c.add)...); err != nil {
+	n.mu.Lock()
+	err := n.nf.do(encodeElements(n.plan.table, c.del, c.add)...)
+	n.mu.Unlock()
+	if err != nil {
 		return err
 	}
 	for k, s := range c.states {
 		if s.listed {
-			n.have.service[k] = s
+			n.services[k] = s
 		} else {
-			delete(n.have.service, k)
+			delete(n.services, k)
 		}
 	}
 	*c = serviceChange{states: map[ServiceKey]serviceState{}}
@@ -191,12 +212,14 @@ func (s Service) state(old serviceState) serviceState {
 		}
 		slices.Sort(want)
 		want = slices.Compact(want)
-		buckets := service.Buckets(len(want))
-		state := portState{class: uint32(buckets), open: s.Hosts, buckets: spread(old.ports[key].buckets, want, buckets)}
+		buckets := service.Buckets(len(want), s.Sticky)
+		class := uint32(buckets)
+		held := old.ports[key].buckets
 		if s.Sticky && buckets > 1 {
-			state.class |= classSticky
+			class |= classSticky
+			held = scale(held, buckets)
 		}
-		out.ports[key] = state
+		out.ports[key] = portState{class: class, open: s.Hosts, buckets: spread(held, want, buckets)}
 	}
 	return out
 }
@@ -253,7 +276,15 @@ func bucketAt(list []target, i int) target {
 // maxBucket is far above every class: a larger number in a key is not ours.
 const maxBucket = 1 << 16
 
-// add notes an entry that the kernel holds.
+// read notes an entry that the kernel holds.
+func (h serviceStates) read(e element) {
+	b := []byte(e.key[:8])
+	k := ServiceKey{binary.NativeEndian.Uint32(b), netip.AddrFrom4([4]byte(b[4:]))}
+	s := h[k]
+	s.add(e)
+	h[k] = s
+}
+
 func (s *serviceState) add(e element) {
 	if e.set == setServiceIP {
 		s.listed = true

@@ -365,7 +365,7 @@ func TestServicesArePutRight(t *testing.T) {
 		t.Errorf("SyncServices of what is there: %d changes, %v", w.net.Changes()-before, err)
 	}
 	// Somebody removes entries behind our back.
-	del, _ := serviceDifference(two.ServiceKey, w.net.have.service[two.ServiceKey], serviceState{})
+	del, _ := serviceDifference(two.ServiceKey, w.net.services[two.ServiceKey], serviceState{})
 	if err := w.net.nf.do(encodeElements(w.net.plan.table, del[:3], nil)...); err != nil {
 		t.Fatal(err)
 	}
@@ -376,8 +376,60 @@ func TestServicesArePutRight(t *testing.T) {
 	if err := w.net.SyncServices(context.Background(), nil, nil); err != nil {
 		t.Fatal(err)
 	}
-	have, err := w.net.readElements()
-	if err != nil || len(have.service) != 0 || len(w.net.have.service) != 0 {
-		t.Errorf("left: %v %v, %v", have.service, w.net.have.service, err)
+	recorded := len(w.net.services)
+	if err := w.net.readServices(); err != nil || recorded != 0 || len(w.net.services) != 0 {
+		t.Errorf("left: %d in the record, in the table %v, %v", recorded, w.net.services, err)
+	}
+}
+
+// BenchmarkServiceFirstPacket connects through one of few and of many service addresses: a new connection costs the
+// same. It also says what it takes to make them all.
+func BenchmarkServiceFirstPacket(b *testing.B) {
+	if os.Getuid() != 0 {
+		b.Skip("needs root")
+	}
+	for _, n := range []int{10, 10_000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			w := &world{t: &testing.T{}, host: newNS(&testing.T{}), ns: map[uint32]*os.File{}}
+			var set []Service
+			for i := range n {
+				s := both(7, "10.99.1.2:8080", "10.99.1.3:8080", "10.99.1.4:8080")
+				s.Addr = netip.AddrFrom4([4]byte{10, 32, byte(i >> 8), byte(i)})
+				set = append(set, s)
+			}
+			w.in(w.host, func() (err error) {
+				w.net, err = Open(context.Background(), Config{Instance: "00cc", CIDR: testCIDR})
+				return err
+			})
+			defer w.net.Close()
+			w.members(7, 1, 2, 3, 4)
+			start := time.Now()
+			w.set(set...)
+			made := time.Since(start)
+			start = time.Now()
+			change := both(7, "10.99.1.2:8080", "10.99.1.3:8080")
+			change.Addr = set[n/2].Addr
+			w.set(change)
+			changed := time.Since(start)
+			start = time.Now()
+			if err := w.net.SyncServices(context.Background(), set, nil); err != nil {
+				b.Fatal(err)
+			}
+			synced := time.Since(start)
+			b.ResetTimer()
+			w.in(w.ns[1], func() error {
+				for i := range b.N {
+					c, err := net.Dial("tcp4", netip.AddrPortFrom(set[(i*7919)%n].Addr, 80).String())
+					if err != nil {
+						return err
+					}
+					c.Close()
+				}
+				return nil
+			})
+			b.ReportMetric(made.Seconds()*1000, "ms/all")
+			b.ReportMetric(synced.Seconds()*1000, "ms/sync")
+			b.ReportMetric(changed.Seconds()*1000, "ms/change")
+		})
 	}
 }

@@ -52,8 +52,10 @@ func spreadChain(class uint32) string {
 // spreadClasses are all classes.
 func spreadClasses() []uint32 {
 	var out []uint32
-	for _, n := range service.Classes() {
+	for _, n := range service.Classes(false) {
 		out = append(out, uint32(n))
+	}
+	for _, n := range service.Classes(true) {
 		if n > 1 {
 			out = append(out, uint32(n)|classSticky)
 		}

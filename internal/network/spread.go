@@ -19,20 +19,29 @@ func (t target) addr() netip.Addr {
 
 func (t target) port() uint16 { return uint16(t) }
 
+// scale makes n buckets of those that there are. They stand for equal parts of the values of a hash, in order: each new
+// one has the target of the part that it is in, so that a client goes on with its endpoint.
+func scale(old []target, n int) []target {
+	if len(old) == 0 {
+		return nil
+	}
+	out := make([]target, n)
+	for i := range out {
+		out[i] = old[i*len(old)/n]
+	}
+	return out
+}
+
 // spread gives each of n buckets to one of the wanted targets, evenly, and changes as few buckets as it can: those of
-// targets that went, and of each that stays what it has above its share. Buckets stand for equal parts of the values of
-// a hash, in order; so when their number changes, a bucket goes on with the target of the part that it is in.
+// targets that went, and of each that stays what it has above its share.
 func spread(old, want []target, n int) []target {
 	if len(want) == 0 {
 		return nil
 	}
 	out := make([]target, n)
 	held := map[target]int{}
-	for i := range out {
-		if len(old) > 0 {
-			out[i] = old[i*len(old)/n]
-			held[out[i]]++
-		}
+	for i := range copy(out, old) {
+		held[out[i]]++
 	}
 	left := shares(held, want, n)
 	var free []int

@@ -45,6 +45,7 @@ func checkEven(t *rapid.T, buckets, want []target) {
 func TestSpreadChangesLittle(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var have, want []target
+		sticky := rapid.Bool().Draw(t, "sticky")
 		for range rapid.IntRange(1, 30).Draw(t, "steps") {
 			old := slices.Clone(want)
 			if len(want) > 0 && rapid.Bool().Draw(t, "remove") {
@@ -54,14 +55,25 @@ func TestSpreadChangesLittle(t *testing.T) {
 				want = append(slices.Clone(want), n)
 				slices.Sort(want)
 			}
-			n := service.Buckets(len(want))
+			n := service.Buckets(len(want), sticky)
 			next := spread(have, want, n)
 			checkEven(t, next, want)
 			if again := spread(next, want, n); !slices.Equal(again, next) {
 				t.Fatalf("spread of the same targets changed %v to %v", next, again)
 			}
-			if len(next) == len(have) {
+			switch {
+			case len(next) == len(have):
 				step{have, next, old, want}.checkMinimal(t)
+			case len(want) == len(next) && len(old) == len(have): // one bucket each, before and now
+				changed := 0
+				for i := range min(len(have), len(next)) {
+					if have[i] != next[i] {
+						changed++
+					}
+				}
+				if changed > 1 {
+					t.Fatalf("from %v to %v %d buckets changed", have, next, changed)
+				}
 			}
 			have = next
 		}
@@ -101,7 +113,7 @@ func TestSpreadSurvivesAChangeOfClass(t *testing.T) {
 	four := []target{1, 2, 3, 4}
 	five := []target{1, 2, 3, 4, 5}
 	small := spread(nil, four, 16)
-	large := spread(small, five, 64)
+	large := spread(scale(small, 64), five, 64)
 	moved := 0
 	for i, now := range large {
 		if now != small[i*16/64] {
@@ -114,7 +126,7 @@ func TestSpreadSurvivesAChangeOfClass(t *testing.T) {
 	if want := count(large)[5]; moved != want {
 		t.Errorf("%d buckets moved, want %d", moved, want)
 	}
-	back := spread(large, four, 16)
+	back := spread(scale(large, 16), four, 16)
 	for i, now := range back {
 		if was := large[i*64/16]; was != 5 && now != was {
 			t.Errorf("on the way back bucket %d went from %d to %d", i, was, now)
@@ -147,11 +159,11 @@ func TestServiceStateFollowsElements(t *testing.T) {
 				}
 				held[e] = true
 			}
-			read := newElements()
+			read := serviceStates{}
 			for e := range held {
 				read.read(e)
 			}
-			state = read.service[k]
+			state = read[k]
 			if del, add := serviceDifference(k, state, want); len(del)+len(add) > 0 {
 				t.Fatalf("what was read back differs: %v %v", del, add)
 			}

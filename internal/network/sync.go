@@ -125,13 +125,11 @@ func (n *Network) Sync(ctx context.Context, keep []Keep) (Report, error) {
 func (n *Network) syncElements(want elements, r *Report) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	have, err := n.readElements()
-	if err != nil {
+	if err := n.readGroups(); err != nil {
 		return err
 	}
-	n.have = have
 	gone := map[netip.Addr]bool{}
-	err = n.commit(func(have elements) (del, add []element) {
+	err := n.commit(func(have elements) (del, add []element) {
 		has, should := have.all(), want.all()
 		for e := range has {
 			if !should[e] {
@@ -227,11 +225,14 @@ func Purge(_ context.Context, cfg Config) error {
 }
 
 func (n *Network) removeTable() error {
+	n.serviceMu.Lock()
+	defer n.serviceMu.Unlock()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	head := []byte{unix.NFPROTO_INET, unix.NFNETLINK_V0, 0, 0}
 	m := newMessage(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_DELTABLE, unix.NLM_F_ACK, head).text(unix.NFTA_TABLE_NAME, n.plan.table)
 	n.have = newElements()
+	n.services = nil
 	if err := n.nf.do(m); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("delete table %s: %w", n.plan.table, err)
 	}

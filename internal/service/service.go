@@ -101,20 +101,30 @@ func (s *Spec) Targets(p Port) []netip.AddrPort {
 	return out
 }
 
-// classes are the numbers of buckets over which the endpoints of a port can be spread.
-var classes = [...]int{1, 16, 64, 256, 1024, 4096}
+// exact is the number of endpoints up to which chance has one bucket for each of them.
+const exact = 16
+
+// classes are the larger numbers of buckets, and all of those that a hash chooses among: with few numbers that divide
+// each other, a client keeps its endpoint when the number changes.
+var classes = [...]int{16, 64, 256, 1024, 4096}
 
 // Classes lists the numbers of buckets that Buckets gives.
-func Classes() []int { return classes[:] }
+func Classes(sticky bool) []int {
+	if sticky {
+		return append([]int{1}, classes[:]...)
+	}
+	var out []int
+	for n := 1; n < exact; n++ {
+		out = append(out, n)
+	}
+	return append(out, classes[:]...)
+}
 
-// Buckets is the number of buckets for a number of endpoints: at least four each, so that shares differ by a quarter at
-// most; one endpoint needs one.
-func Buckets(endpoints int) int {
-	switch endpoints {
-	case 0:
-		return 0
-	case 1:
-		return 1
+// Buckets is the number of buckets for a number of endpoints: as many as endpoints while they are few and chance
+// chooses, else at least four each, so that shares differ by a quarter at most.
+func Buckets(endpoints int, sticky bool) int {
+	if endpoints <= 1 || endpoints <= exact && !sticky {
+		return endpoints
 	}
 	for _, n := range classes {
 		if n >= 4*endpoints {
@@ -162,7 +172,7 @@ type Update struct {
 func (r *Route) Weight() int {
 	n := 0
 	for _, p := range r.Ports {
-		n += Buckets(len(p.Targets))
+		n += Buckets(len(p.Targets), r.Sticky)
 	}
 	return n
 }
