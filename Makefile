@@ -6,10 +6,11 @@ LDFLAGS = -s -w
 
 .PHONY: build kubernetes up down purge test soak setup runsc generate vet race fuzz bench man clean need
 
-build: need ## bin/spillway, which carries its keeper
+build: need ## bin/spillway, which carries its keeper, and bin/spillway-node
 	@mkdir -p bin
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o internal/runtime/embed/spillway-keeper ./cmd/spillway-keeper
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/spillway ./cmd/spillway
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/spillway-node ./cmd/spillway-node
 
 need:
 	@hack/need.sh build

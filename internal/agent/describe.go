@@ -162,11 +162,9 @@ func (a *Agent) imageUsers() map[string]int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, s := range a.statuses {
-		for _, list := range [][]group.ContainerStatus{s.Containers, s.Init} {
-			for _, c := range list {
-				if _, digest, ok := strings.Cut(c.Image, "@"); ok && (!s.State.Ended() || c.Current.State == group.Started) {
-					users[digest]++
-				}
+		for _, c := range s.All() {
+			if _, digest, ok := strings.Cut(c.Image, "@"); ok && (!s.State.Ended() || c.Current.State == group.Started) {
+				users[digest]++
 			}
 		}
 	}

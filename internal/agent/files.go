@@ -48,6 +48,9 @@ func hostsFile(g *group.Group, addr netip.Addr) string {
 	for _, alias := range g.Spec.HostAliases {
 		fmt.Fprintf(&b, "%s\t%s\n", alias.IP, strings.Join(alias.Names, " "))
 	}
+	if g.Spec.Placeholder != "" {
+		return strings.ReplaceAll(b.String(), g.Spec.Placeholder, addr.String())
+	}
 	return b.String()
 }
 

@@ -23,7 +23,7 @@ func (w *worker) afterStart(ctx context.Context, c *group.Container, l runLabel)
 	w.a.wg.Go(func() {
 		if spec.PostStart != nil {
 			if err := runHook(ctx, *spec.PostStart, target); err != nil && ctx.Err() == nil {
-				w.unwell(l, "FailedPostStartHook", "Start hook failed: "+err.Error(), "FailedPostStartHook: stopping container")
+				w.unwell(l, ailment{event: "FailedPostStartHook", message: "Start hook failed: " + err.Error(), why: "FailedPostStartHook: stopping container"})
 				return
 			}
 		}
@@ -39,7 +39,7 @@ func (w *worker) probe(ctx context.Context, c *group.Container, l runLabel, t pr
 			case probe.Healthy:
 				return true
 			case probe.Unhealthy:
-				w.unwell(l, "Unhealthy", "Startup probe failed: "+reason(err), "Container failed startup probe, will be restarted:")
+				w.unwell(l, ailment{"Unhealthy", "Startup probe failed: " + reason(err), "Container failed startup probe, will be restarted:", c.Startup.GraceSeconds})
 				return true
 			}
 			w.ailing(l, "Startup", err)
@@ -72,7 +72,7 @@ func (w *worker) probe(ctx context.Context, c *group.Container, l runLabel, t pr
 		w.ask(ctx, *c.Liveness, t, func(v probe.Verdict, err error) bool {
 			w.ailing(l, "Liveness", err)
 			if v == probe.Unhealthy {
-				w.unwell(l, "Unhealthy", "Liveness probe failed: "+reason(err), "Container failed liveness probe, will be restarted:")
+				w.unwell(l, ailment{"Unhealthy", "Liveness probe failed: " + reason(err), "Container failed liveness probe, will be restarted:", c.Liveness.GraceSeconds})
 				return true
 			}
 			return false
@@ -126,16 +126,26 @@ func (w *worker) ailing(l runLabel, kind string, err error) {
 	})
 }
 
+// ailment is why a container is stopped by a probe or hook: the event that says so, and the one of the stop.
+type ailment struct {
+	event, message, why string
+	grace               *int // seconds, instead of the group's
+}
+
 // unwell stops a container because of a probe or hook; the restart policy decides what follows.
-func (w *worker) unwell(l runLabel, event, message, why string) {
+func (w *worker) unwell(l runLabel, a ailment) {
 	w.post(func() {
 		c, ok := w.current(l)
 		if !ok || c.Phase != converge.Running {
 			return
 		}
-		w.m.Event(time.Now(), l.Name, group.Warning, event, message)
-		step := w.m.Unwell(l.Name, why)
-		w.m.Begin(step, time.Now(), w.g.Spec.Grace())
+		w.m.Event(time.Now(), l.Name, group.Warning, a.event, a.message)
+		step := w.m.Unwell(l.Name, a.why)
+		patience := w.g.Spec.Grace()
+		if a.grace != nil {
+			patience = time.Duration(*a.grace) * time.Second
+		}
+		w.m.Begin(step, time.Now(), patience)
 		w.stop(w.a.ctx, l.Name)
 	})
 }

@@ -30,6 +30,10 @@ func (w *worker) makeRun(l runLabel, c *group.Container, img image.Image) (*runt
 		Cgroup: cgroupOf(w.m.Slot.ID, position, &w.g.Spec), Limits: limits(c),
 		Layers: img.Layers, Dir: w.a.path("runs", l.id()), Stdin: c.Stdin, LogDir: w.a.logDir(l),
 		Process: process(c, img, hostname(w.g)), Seccomp: runtime.DefaultProfile()}
+	w.address(&r.Process)
+	if c.Target != "" && w.m.Container(c.Target) != nil {
+		r.ProcessesOf = w.label(c.Target).id()
+	}
 	if s := c.Security; s != nil {
 		r.ReadOnlyRoot = s.ReadOnlyRoot
 		if s.Seccomp != "" {
@@ -77,16 +81,43 @@ func (w *worker) makeCgroup(path string, l runLabel, position int) error {
 	return w.a.tree.Make(path)
 }
 
-// groupLimits are what the cgroup of a group of several containers enforces: the sum of theirs.
+// groupLimits are what the cgroup of a group of several containers enforces: the sum of theirs, and no limit where one
+// of them has none.
 func groupLimits(s *group.Spec) cgroup.Limits {
 	var sum cgroup.Limits
+	var free cgroup.Limits // positive: one of them is without
 	for _, list := range [][]group.Container{s.InitContainers, s.Containers} {
 		for i := range list {
 			l := limits(&list[i])
 			sum.MilliCPU, sum.Shares, sum.Memory, sum.Pids = sum.MilliCPU+l.MilliCPU, sum.Shares+l.Shares, sum.Memory+l.Memory, sum.Pids+l.Pids
+			if l.MilliCPU == 0 {
+				free.MilliCPU++
+			}
+			if l.Memory == 0 {
+				free.Memory++
+			}
 		}
 	}
+	if free.MilliCPU > 0 {
+		sum.MilliCPU = 0
+	}
+	if free.Memory > 0 {
+		sum.Memory = 0
+	}
 	return sum
+}
+
+// address puts the group's address where its placeholder stands.
+func (w *worker) address(p *sandbox.Process) {
+	mark := w.g.Spec.Placeholder
+	if mark == "" || w.m.Slot == nil {
+		return
+	}
+	for _, list := range [][]string{p.Args, p.Env} {
+		for i, text := range list {
+			list[i] = strings.ReplaceAll(text, mark, w.m.Slot.IP)
+		}
+	}
 }
 
 func (w *worker) slotLabel() []byte {
@@ -99,8 +130,11 @@ func (w *worker) slotLabel() []byte {
 // limits are what the container's cgroup enforces.
 func limits(c *group.Container) cgroup.Limits {
 	limit := c.Limit()
-	return cgroup.Limits{MilliCPU: limit.MilliCPU, Shares: c.Requests.MilliCPU, Memory: limit.Memory, Pids: group.DefaultPidsLimit}
+	return cgroup.Limits{MilliCPU: limit.MilliCPU, Shares: max(c.Requests.MilliCPU, leastShares), Memory: limit.Memory, Pids: group.DefaultPidsLimit}
 }
+
+// leastShares is the weight of a container that asks for no processor: it gets what the others leave.
+const leastShares = 2
 
 // process joins what the container says with what its image says.
 func process(c *group.Container, img image.Image, hostname string) sandbox.Process {

@@ -65,8 +65,13 @@ func (w *worker) runtime() (runtime.Runtime, error) {
 // pull makes a container's image available: from memory when it is here, else in the background.
 func (w *worker) pull(ctx context.Context, name string) {
 	spec, tenant := w.spec(name), w.g.Ref.Subscription
-	if img, ok := w.a.cfg.Images.Lookup(spec.Image, tenant); ok {
+	img, here := w.a.cfg.Images.Lookup(spec.Image, tenant)
+	switch {
+	case here && spec.PullPolicy != group.PullAlways:
 		w.m.ImageFound(name, img.Ref+"@"+img.Digest, false, time.Now())
+		return
+	case !here && spec.PullPolicy == group.PullNever:
+		w.m.ImageForbidden(name, spec.Image, time.Now())
 		return
 	}
 	w.m.PullStarted(name, spec.Image, time.Now())
@@ -74,7 +79,7 @@ func (w *worker) pull(ctx context.Context, name string) {
 	ref, creds := spec.Image, w.g.Spec.Credentials
 	progress := w.progress(name)
 	w.a.wg.Go(func() {
-		img, err := w.a.cfg.Images.Ensure(ctx, image.Request{Ref: ref, Tenant: tenant, Credentials: creds, Progress: progress})
+		img, err := w.a.cfg.Images.Pull(ctx, image.Request{Ref: ref, Tenant: tenant, Credentials: creds, Progress: progress})
 		w.post(func() {
 			c := w.m.Container(name)
 			if c == nil || w.spec(name) == nil || w.spec(name).Image != ref {

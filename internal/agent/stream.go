@@ -184,11 +184,9 @@ func (a *Agent) runEnded(uid string, l runLabel) bool {
 	if !ok || s.Epoch != l.Epoch {
 		return true
 	}
-	for _, list := range [][]group.ContainerStatus{s.Containers, s.Init} {
-		for _, c := range list {
-			if c.Name == l.Name {
-				return c.Current.State == group.Terminated || s.State.Ended()
-			}
+	for _, c := range s.All() {
+		if c.Name == l.Name {
+			return c.Current.State == group.Terminated || s.State.Ended()
 		}
 	}
 	return true

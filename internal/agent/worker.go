@@ -90,9 +90,7 @@ func (w *worker) run(ctx context.Context) {
 		}
 		var timer <-chan time.Time
 		if !wake.IsZero() {
-			t := time.NewTimer(time.Until(wake))
-			defer t.Stop()
-			timer = t.C
+			timer = time.After(time.Until(wake))
 		}
 		var later <-chan time.Time
 		if w.dirty {
@@ -125,6 +123,7 @@ func (w *worker) takeAssignment() {
 		w.m.Generation = next.Generation
 		if old != nil && old.Epoch == next.Epoch {
 			w.updateVolumes()
+			w.follow(old)
 		}
 	}
 }
@@ -233,6 +232,7 @@ func (w *worker) load() {
 	if len(w.m.Containers) == 0 {
 		w.m.Reset(w.g)
 	}
+	w.m.Follow(w.g)
 	if _, err := os.Lstat(w.a.path("volumes", w.m.UID)); err == nil && w.g.Desired != group.Run {
 		w.m.Volumes = true // prepared when the memory did not live to say so: they are to be released
 	}
@@ -240,7 +240,7 @@ func (w *worker) load() {
 
 // spec finds a container's part of the group's spec.
 func (w *worker) spec(name string) *group.Container {
-	for _, list := range [][]group.Container{w.g.Spec.Containers, w.g.Spec.InitContainers} {
+	for _, list := range [][]group.Container{w.g.Spec.Containers, w.g.Spec.InitContainers, w.g.Spec.Ephemeral} {
 		for i := range list {
 			if list[i].Name == name {
 				return &list[i]

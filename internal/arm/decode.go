@@ -137,6 +137,14 @@ func (d *decoder) own(o *object, s *group.Spec) {
 			d.fault("", o.at("labels"), "The label '%s' is invalid: a name has 1 to %d characters, a value at most %d.", clip(k), maxLabelLength, maxTagValue)
 		}
 	}
+	s.FSGroup = o.id(o.since(vOwn, "fsGroup"))
+	s.Placeholder = o.str(o.since(vOwn, "addressPlaceholder"))
+	if len(s.Placeholder) > maxPath || s.Placeholder != "" && len(s.Placeholder) < minPlaceholder {
+		d.fault("", o.at("addressPlaceholder"), "The field '%s' must have from %d to %d characters.", o.at("addressPlaceholder"), minPlaceholder, maxPath)
+	}
+	if o.since(vOwn, "ephemeralContainers") != "" {
+		s.Ephemeral = d.ephemeral(o)
+	}
 	s.Isolation = group.Isolation(o.pick(vOwn, "isolation", string(group.IsolationShared), string(group.IsolationGVisor)))
 	for _, a := range o.list(o.since(vOwn, "hostAliases")) {
 		s.HostAliases = append(s.HostAliases, d.hostAlias(a))
@@ -158,6 +166,21 @@ func (d *decoder) own(o *object, s *group.Spec) {
 	if s.Network = o.network(o.since(vOwn, "network")); s.Network == group.DefaultNetwork {
 		s.Network = "" // named or not, it is the same network
 	}
+}
+
+// minPlaceholder keeps a placeholder from standing for what occurs by chance.
+const minPlaceholder = 8
+
+// ephemeral reads the containers that are added to a running group.
+func (d *decoder) ephemeral(o *object) []group.Container {
+	var out []group.Container
+	for _, c := range o.list("ephemeralContainers") {
+		out = append(out, d.container(c, true))
+		if last := &out[len(out)-1]; last.Sidecar || last.Liveness != nil || last.Readiness != nil || last.Startup != nil || len(last.Ports) > 0 {
+			d.fault("", c.path, "The ephemeral container '%s' has probes, ports or a restart policy, which only other containers have.", clip(last.Name))
+		}
+	}
+	return out
 }
 
 // pick is choice for a field that older api-versions lack; "" when absent.
@@ -276,19 +299,4 @@ func (d *decoder) ports(o *object) []group.Port {
 		p.done()
 	}
 	return out
-}
-
-// DecodeTags reads the body of a PATCH: only tags can be changed that way. Absent tags are not present: nothing is to
-// change.
-func DecodeTags(body []byte, v Version) (tags map[string]string, present bool, err error) {
-	d := &decoder{version: v}
-	o := d.parse(body)
-	if o == nil {
-		return nil, false, d.err()
-	}
-	o.ignore("id", "name", "type", "location", "zones")
-	present = o.m["tags"] != nil
-	tags = o.tags()
-	o.done()
-	return tags, present, d.err()
 }

@@ -46,7 +46,7 @@ func (d *decoder) container(o *object, init bool) group.Container {
 		d.sidecar(p, &c)
 	} else {
 		c.Ports = d.ports(p)
-		c.Requests, c.Limits = d.resources(p, true)
+		c.Requests, c.Limits = d.resources(p, !d.version.Superset)
 		c.Liveness = d.probe(p.child("livenessProbe"), true)
 		c.Readiness = d.probe(p.child("readinessProbe"), false)
 		c.ConfigMap = d.containerConfigMap(p.child(p.since(v2025, "configMap")))
@@ -97,6 +97,8 @@ func (d *decoder) ownContainer(p *object, c *group.Container) {
 	if c.WorkingDir != "" && (!strings.HasPrefix(c.WorkingDir, "/") || badPath(c.WorkingDir)) {
 		d.fault("", p.at("workingDirectory"), "The field '%s' must be an absolute path, got '%s'.", p.at("workingDirectory"), clip(c.WorkingDir))
 	}
+	c.PullPolicy = group.PullPolicy(p.pick(vOwn, "imagePullPolicy", string(group.PullAlways), string(group.PullIfNotPresent), string(group.PullNever)))
+	c.Target = p.str(p.since(vOwn, "targetContainer"))
 	c.TTY = p.boolean(p.since(vOwn, "tty"))
 	c.Stdin = p.boolean(p.since(vOwn, "stdin"))
 	c.MessagePath = p.str(p.since(vOwn, "terminationMessagePath"))
@@ -187,7 +189,7 @@ func (d *decoder) resources(p *object, required bool) (requests, limits group.Re
 			d.fault("", r.at("requests"), "The field '%s' is required: cpu and memoryInGB.", r.at("requests"))
 		}
 	} else {
-		requests = d.amounts(req, true)
+		requests = d.amounts(req, !d.version.Superset)
 	}
 	if lim := r.child("limits"); lim != nil {
 		limits = d.amounts(lim, false)
@@ -209,13 +211,14 @@ func (d *decoder) amounts(o *object, required bool) group.Resources {
 	}
 	if hasCPU {
 		r.MilliCPU = int64(math.Round(min(max(cpu, -1), 1e6) * 1000))
-		if r.MilliCPU < group.MinMilliCPU || r.MilliCPU > group.MaxMilliCPU {
+		// The superset has containers that ask for nothing, or for little: they get what is left.
+		if r.MilliCPU < group.MinMilliCPU && !(d.version.Superset && r.MilliCPU >= 0) || r.MilliCPU > group.MaxMilliCPU {
 			d.fault("InvalidResourceRequest", o.at("cpu"), "The field '%s' must be from %g to %g cores, got %g.", o.at("cpu"), group.MinMilliCPU/1000.0, group.MaxMilliCPU/1000.0, cpu)
 		}
 	}
 	if hasMemory {
 		r.Memory = int64(math.Round(min(max(memory, -1), 1e6) * gigabyte))
-		if r.Memory < group.MinMemory || r.Memory > group.MaxMemory {
+		if r.Memory < group.MinMemory && !(d.version.Superset && r.Memory >= 0) || r.Memory > group.MaxMemory {
 			d.fault("InvalidResourceRequest", o.at("memoryInGB"), "The field '%s' must be from %g to %g GB, got %g.", o.at("memoryInGB"), float64(group.MinMemory)/gigabyte, float64(group.MaxMemory)/gigabyte, memory)
 		}
 	}

@@ -30,6 +30,10 @@ func (d *decoder) probe(o *object, once bool) *group.Probe {
 	set("timeoutSeconds", 0, maxProbeSeconds, &p.TimeoutSeconds)
 	set("successThreshold", 0, maxThreshold, &p.SuccessThreshold)
 	set("failureThreshold", 0, maxThreshold, &p.FailureThreshold)
+	if n, present := o.integer(o.since(vOwn, "terminationGracePeriodSeconds"), 0, group.MaxGraceSeconds); present {
+		grace := int(n)
+		p.GraceSeconds = &grace
+	}
 	if once && p.SuccessThreshold > 1 {
 		d.fault("", o.at("successThreshold"), "The field '%s' must be 1 for a liveness or startup probe, got %d.", o.at("successThreshold"), p.SuccessThreshold)
 	}

@@ -98,13 +98,14 @@ func (d *decoder) base64Files(o *object, name string) map[string][]byte {
 func (d *decoder) modes(o *object, v *group.Volume) {
 	mode, hasMode := o.mode(o.since(vOwn, "mode"))
 	single := o.child(o.since(vOwn, "modes"))
+	owners := o.child(o.since(vOwn, "owners"))
 	files := v.Secret
 	if files == nil {
 		files = v.ConfigMap
 	}
 	if files == nil {
-		if hasMode || single != nil {
-			d.fault("", o.path, "The volume '%s' has 'mode' or 'modes', which only secret and configMap volumes have.", clip(v.Name))
+		if hasMode || single != nil || owners != nil {
+			d.fault("", o.path, "The volume '%s' has 'mode', 'modes' or 'owners', which only secret and configMap volumes have.", clip(v.Name))
 		}
 		return
 	}
@@ -112,12 +113,23 @@ func (d *decoder) modes(o *object, v *group.Volume) {
 	size := 0
 	for _, k := range sortedKeys(files.Data) {
 		size += len(files.Data[k])
-		if !fileName(k) {
+		if !fileName(k) && !(d.version.Superset && filePath(k)) {
 			d.fault("", o.path, "The key '%s' of volume '%s' cannot be a file name.", clip(k), clip(v.Name))
 		}
 	}
 	if size > group.MaxSecretBytes {
 		d.fault("", o.path, "The files of volume '%s' have %d bytes together; at most %d are allowed.", clip(v.Name), size, group.MaxSecretBytes)
+	}
+	if owners != nil {
+		files.Owners = map[string]int64{}
+		for _, k := range sortedKeys(owners.m) {
+			if _, ok := files.Data[k]; !ok {
+				d.fault("", owners.path, "The field '%s' names the file '%s', which the volume does not have.", owners.path, clip(k))
+			}
+			if id := owners.id(k); id != nil {
+				files.Owners[k] = *id
+			}
+		}
 	}
 	if single == nil {
 		return

@@ -115,6 +115,19 @@ func fileName(s string) bool {
 	return s != "" && len(s) <= 253 && s != "." && s != ".." && !strings.HasPrefix(s, "..") && !strings.ContainsAny(s, "/\x00")
 }
 
+// filePath says whether a name can be that of a file below a volume, in directories of its own.
+func filePath(s string) bool {
+	if len(s) > maxPath {
+		return false
+	}
+	for part := range strings.SplitSeq(s, "/") {
+		if !fileName(part) {
+			return false
+		}
+	}
+	return true
+}
+
 // hostName says whether a name can be a host name: labels with dots between.
 func hostName(s string) bool {
 	if s == "" || len(s) > 253 {

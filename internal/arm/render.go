@@ -89,7 +89,7 @@ func RenderItem(v View, version Version, now time.Time) *Resource {
 }
 
 func (r *wireGroup) withoutViews() *wireGroup {
-	for _, list := range [][]wireContainer{r.Properties.Containers, r.Properties.InitContainers} {
+	for _, list := range [][]wireContainer{r.Properties.Containers, r.Properties.InitContainers} { // ephemeral ones are Spillway's, whose lists have views
 		for i := range list {
 			list[i].Properties.InstanceView = nil
 		}
@@ -131,6 +131,9 @@ func render(v View, version Version, now time.Time) *wireGroup {
 	}
 	if version.Superset {
 		r.Properties.OwnGroup = ownGroup(g)
+		for i := range s.Ephemeral {
+			r.Properties.Ephemeral = append(r.Properties.Ephemeral, e.container(&s.Ephemeral[i], true))
+		}
 	}
 	return r
 }
@@ -141,7 +144,7 @@ func ownGroup(g *group.Group) *OwnGroup {
 		UID: g.UID, Generation: g.Generation, Epoch: g.Epoch, Host: g.Host, Desired: string(g.Desired), Created: Stamp(g.Created),
 		Labels: s.Labels, Isolation: string(s.Isolation), Hostname: s.Hostname, Sysctls: s.Sysctls,
 		ShareProcesses: s.ShareProcesses, GraceSeconds: s.GraceSeconds, EphemeralStorage: inGB(s.EphemeralStorage),
-		Network: s.NetworkName(),
+		Network: s.NetworkName(), FSGroup: s.FSGroup, Placeholder: s.Placeholder,
 	}
 	for _, a := range s.HostAliases {
 		own.HostAliases = append(own.HostAliases, wireHostAlias{IP: a.IP, Hostnames: a.Names})
@@ -216,10 +219,8 @@ func RenderEvents(v View) any {
 		return []wireEvent{}
 	}
 	all := events(v.Status.Events)
-	for _, list := range [][]group.ContainerStatus{v.Status.Init, v.Status.Containers} {
-		for _, c := range list {
-			all = append(all, events(c.Events)...)
-		}
+	for _, c := range v.Status.All() {
+		all = append(all, events(c.Events)...)
 	}
 	return all
 }

@@ -1,6 +1,7 @@
 package arm
 
 import (
+	"slices"
 	"unicode/utf8"
 
 	"spillway.dev/spillway/internal/group"
@@ -16,7 +17,7 @@ func (e encoder) container(c *group.Container, init bool) wireContainer {
 	p := wireContainerProperties{
 		Image: c.Image, Command: c.Command, Env: make([]wireEnv, 0, len(c.Env)),
 		Liveness: e.probe(c.Liveness), Readiness: e.probe(c.Readiness), Security: e.security(c.Security),
-		InstanceView: e.containerView(c.Name, init),
+		InstanceView: e.containerView(c.Name),
 	}
 	for i := range c.Env {
 		v := wireEnv{Name: c.Env[i].Name}
@@ -51,7 +52,7 @@ func (e encoder) container(c *group.Container, init bool) wireContainer {
 func (e encoder) ownContainer(c *group.Container) *OwnContainer {
 	own := &OwnContainer{
 		Args: c.Args, WorkingDir: c.WorkingDir, Startup: e.probe(c.Startup), TTY: c.TTY, Stdin: c.Stdin,
-		StopSignal: c.StopSignal, MessagePath: c.MessagePath,
+		StopSignal: c.StopSignal, MessagePath: c.MessagePath, PullPolicy: string(c.PullPolicy), Target: c.Target,
 	}
 	if c.Sidecar {
 		own.RestartPolicy = string(group.RestartAlways)
@@ -82,10 +83,14 @@ func (e encoder) probe(p *group.Probe) *wireProbe {
 	if p == nil {
 		return nil
 	}
-	return &wireProbe{
+	w := &wireProbe{
 		wireHandler: e.handler(&p.Handler), InitialDelay: p.InitialDelaySeconds, Period: p.PeriodSeconds,
 		FailureThreshold: p.FailureThreshold, SuccessThreshold: p.SuccessThreshold, Timeout: p.TimeoutSeconds,
 	}
+	if e.version.Superset {
+		w.Grace = p.GraceSeconds
+	}
+	return w
 }
 
 func (e encoder) hook(h *group.Handler) *wireHandler {
@@ -157,7 +162,7 @@ func (e encoder) volume(v *group.Volume) wireVolume {
 	case v.Secret != nil:
 		w.Secret = &struct{}{}
 		if own {
-			w.Mode, w.Modes = v.Secret.Mode, v.Secret.Modes
+			w.Mode, w.Modes, w.Owners = v.Secret.Mode, v.Secret.Modes, v.Secret.Owners
 		}
 	case v.ConfigMap != nil && own:
 		w.ConfigMap = &wireConfigMap{Pairs: map[string]string{}}
@@ -171,7 +176,7 @@ func (e encoder) volume(v *group.Volume) wireVolume {
 			}
 			w.ConfigMap.Binary[k] = b
 		}
-		w.Mode, w.Modes = v.ConfigMap.Mode, v.ConfigMap.Modes
+		w.Mode, w.Modes, w.Owners = v.ConfigMap.Mode, v.ConfigMap.Modes, v.ConfigMap.Owners
 	case v.GitRepo != nil:
 		w.GitRepo = &wireGitRepo{Directory: v.GitRepo.Directory, Repository: v.GitRepo.Repository, Revision: v.GitRepo.Revision}
 	case v.AzureFile != nil:
@@ -181,16 +186,11 @@ func (e encoder) volume(v *group.Volume) wireVolume {
 }
 
 // containerView is nil for a container of which nothing is known yet: before it ran, Azure shows none.
-func (e encoder) containerView(name string, init bool) *wireContainerView {
+func (e encoder) containerView(name string) *wireContainerView {
 	if e.status == nil {
 		return nil
 	}
-	list := e.status.Containers
-	if init {
-		list = e.status.Init
-	}
-	for i := range list {
-		c := &list[i]
+	for _, c := range slices.Concat(e.status.Init, e.status.Containers, e.status.Ephemeral) {
 		if c.Name != name {
 			continue
 		}
@@ -200,7 +200,7 @@ func (e encoder) containerView(name string, init bool) *wireContainerView {
 		}
 		w := &wireContainerView{RestartCount: c.RestartCount, Current: e.moment(&c.Current), Previous: e.moment(c.Previous), Events: events(c.Events)}
 		if e.version.Superset {
-			w.Ready, w.ImageDigest = &c.Ready, c.Image
+			w.Ready, w.Started, w.ImageDigest = &c.Ready, c.Began, c.Image
 			if c.BackoffUntil != nil {
 				w.BackoffUntil = Stamp(*c.BackoffUntil)
 			}

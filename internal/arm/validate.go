@@ -53,6 +53,9 @@ func (d *decoder) uniqueNames(s *group.Spec) {
 	for _, c := range s.Containers {
 		d.unique(seen, "container", "properties.containers", c.Name)
 	}
+	for _, c := range s.Ephemeral {
+		d.unique(seen, "container", "properties.ephemeralContainers", c.Name)
+	}
 	volumes := map[string]bool{}
 	for _, v := range s.Volumes {
 		d.unique(volumes, "volume", "properties.volumes", v.Name)
@@ -71,7 +74,7 @@ func (d *decoder) mounts(s *group.Spec) {
 	for _, v := range s.Volumes {
 		volumes[v.Name] = true
 	}
-	for _, list := range [][]group.Container{s.InitContainers, s.Containers} {
+	for _, list := range [][]group.Container{s.InitContainers, s.Containers, s.Ephemeral} {
 		for _, c := range list {
 			paths := map[string]bool{}
 			for _, m := range c.Mounts {

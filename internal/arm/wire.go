@@ -42,6 +42,9 @@ type OwnGroup struct {
 	Desired          string            `json:"desired"`
 	Created          string            `json:"created"`
 	Labels           map[string]string `json:"labels,omitempty"`
+	Ephemeral        []wireContainer   `json:"ephemeralContainers,omitempty"`
+	FSGroup          *int64            `json:"fsGroup,omitempty"`
+	Placeholder      string            `json:"addressPlaceholder,omitempty"`
 	Isolation        string            `json:"isolation,omitempty"`
 	HostAliases      []wireHostAlias   `json:"hostAliases,omitempty"`
 	Hostname         string            `json:"hostname,omitempty"`
@@ -107,6 +110,8 @@ type OwnContainer struct {
 	TTY           bool           `json:"tty,omitempty"`
 	Stdin         bool           `json:"stdin,omitempty"`
 	StopSignal    string         `json:"stopSignal,omitempty"`
+	PullPolicy    string         `json:"imagePullPolicy,omitempty"`
+	Target        string         `json:"targetContainer,omitempty"` // of an ephemeral container
 	MessagePath   string         `json:"terminationMessagePath,omitempty"`
 	MessagePolicy string         `json:"terminationMessagePolicy,omitempty"`
 }
@@ -153,11 +158,12 @@ type wireHandler struct {
 
 type wireProbe struct {
 	wireHandler
-	InitialDelay     int `json:"initialDelaySeconds,omitempty"`
-	Period           int `json:"periodSeconds,omitempty"`
-	FailureThreshold int `json:"failureThreshold,omitempty"`
-	SuccessThreshold int `json:"successThreshold,omitempty"`
-	Timeout          int `json:"timeoutSeconds,omitempty"`
+	InitialDelay     int  `json:"initialDelaySeconds,omitempty"`
+	Period           int  `json:"periodSeconds,omitempty"`
+	FailureThreshold int  `json:"failureThreshold,omitempty"`
+	SuccessThreshold int  `json:"successThreshold,omitempty"`
+	Timeout          int  `json:"timeoutSeconds,omitempty"`
+	Grace            *int `json:"terminationGracePeriodSeconds,omitempty"` // Spillway
 }
 
 type wireExec struct {
@@ -236,6 +242,7 @@ type wireVolume struct {
 	ConfigMap *wireConfigMap    `json:"configMap,omitempty"` // Spillway, as the rest
 	Mode      uint32            `json:"mode,omitempty"`
 	Modes     map[string]uint32 `json:"modes,omitempty"`
+	Owners    map[string]int64  `json:"owners,omitempty"`
 }
 
 type wireAzureFile struct {
@@ -262,6 +269,7 @@ type wireContainerView struct {
 	Events       []wireEvent `json:"events"`
 	// Spillway:
 	Ready        *bool  `json:"ready,omitempty"`
+	Started      bool   `json:"started,omitempty"` // runs, and has passed its startup probe
 	ImageDigest  string `json:"image,omitempty"`
 	BackoffUntil string `json:"backoffUntil,omitempty"`
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"strconv"
 	"time"
 
 	"spillway.dev/spillway/internal/arm"
@@ -92,6 +93,32 @@ func (c *Client) listPath(rg, kind string) string {
 func (c *Client) PatchTags(ctx context.Context, rg, name string, tags map[string]string) (*Group, error) {
 	var g Group
 	return &g, c.Do(ctx, Call{Method: http.MethodPatch, Path: c.GroupPath(rg, name), Body: map[string]any{"tags": tags}}, &g)
+}
+
+// PatchGroup changes what of a group can change while it runs; body is as the API takes it.
+func (c *Client) PatchGroup(ctx context.Context, rg, name string, body any) (*Group, error) {
+	var g Group
+	return &g, c.Do(ctx, Call{Method: http.MethodPatch, Path: c.GroupPath(rg, name), Body: body}, &g)
+}
+
+// DeleteGroupWithin asks for a group's deletion with another grace period, in seconds, than the group's own; nil keeps
+// that. A group that does not exist is a not-found error.
+func (c *Client) DeleteGroupWithin(ctx context.Context, rg, name string, grace *int64) error {
+	query := url.Values{}
+	if grace != nil {
+		query.Set("gracePeriodSeconds", strconv.FormatInt(*grace, 10))
+	}
+	resp, err := c.send(ctx, request{method: http.MethodDelete, path: c.GroupPath(rg, name), query: query})
+	if err != nil {
+		return err
+	}
+	if err := resp.Body.Close(); err != nil {
+		return fmt.Errorf("read answer: %w", err)
+	}
+	if resp.StatusCode == http.StatusNoContent {
+		return fault.New(fault.NotFound, "", "The container group '%s' does not exist in resource group '%s'.", name, c.rgName(rg))
+	}
+	return nil
 }
 
 // DeleteGroup asks for a group's deletion and, with wait, returns when nothing is left of it. A group that does not
@@ -182,6 +209,26 @@ func (c *Client) action(ctx context.Context, rg, name, verb string) error {
 func (c *Client) Stats(ctx context.Context, rg, name string) (*host.Stats, error) {
 	var s host.Stats
 	return &s, c.Do(ctx, Call{Method: http.MethodGet, Path: c.GroupPath(rg, name) + "/stats"}, &s)
+}
+
+// GroupStats is what one group uses.
+type GroupStats struct {
+	Name  string     `json:"name"`
+	Stats host.Stats `json:"stats"`
+}
+
+// ListStats measures every running group of a resource group now.
+func (c *Client) ListStats(ctx context.Context, rg string) ([]GroupStats, error) {
+	var list struct {
+		Value []GroupStats `json:"value"`
+	}
+	err := c.Do(ctx, Call{Method: http.MethodGet, Path: c.ResourceGroupPath(rg) + "/providers/Microsoft.ContainerInstance/containerGroupStats"}, &list)
+	return list.Value, err
+}
+
+// Healthy says whether the platform answers.
+func (c *Client) Healthy(ctx context.Context) error {
+	return c.Do(ctx, Call{Method: http.MethodGet, Path: "/healthz"}, nil)
 }
 
 // WaitFor watches a group until done says so. It follows the group over restarts of the platform.

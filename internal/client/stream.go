@@ -85,6 +85,12 @@ func (c *Client) Exec(ctx context.Context, t Target, req host.ExecRequest, s hos
 	return c.interact(ctx, c.containerPath(t.ResourceGroup, t.Group, t.Container)+"/exec", body, s)
 }
 
+// Forward connects to a port of a group, as its own programs see it, until one side closes.
+func (c *Client) Forward(ctx context.Context, rg, name string, port int, s io.ReadWriter) error {
+	_, err := c.interact(ctx, c.GroupPath(rg, name)+"/portForward", map[string]int{"port": port}, host.Streams{Stdin: s, Stdout: s})
+	return err
+}
+
 // Attach connects to a container's standard streams until it ends.
 func (c *Client) Attach(ctx context.Context, t Target, s host.Streams) error {
 	t, err := c.resolve(ctx, t)

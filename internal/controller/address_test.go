@@ -110,7 +110,7 @@ func TestSelectorFollowsGroups(t *testing.T) {
 		t.Fatal(err)
 	}
 	leads(t, c, h, uid, "b", "c")
-	if _, err := c.Delete(t.Context(), ref("c")); err != nil {
+	if _, err := c.Delete(t.Context(), ref("c"), nil); err != nil {
 		t.Fatal(err)
 	}
 	leads(t, c, h, uid, "b")

@@ -171,7 +171,7 @@ func TestRestartRemembers(t *testing.T) {
 	if again := await(t, c, "web", group.Running); again.Group.UID != web.Group.UID || again.Group.Epoch != 1 {
 		t.Errorf("after a restart web is %+v", again.Group)
 	}
-	if _, err := c.Delete(t.Context(), doomed.Group.Ref); err != nil {
+	if _, err := c.Delete(t.Context(), doomed.Group.Ref, nil); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the deleted group is gone", func() bool { return c.lookup(ref("doomed")) == nil })
@@ -245,7 +245,7 @@ func TestNeverOverfull(t *testing.T) {
 		t.Errorf("%d groups of 1 GB were placed on 10 GB", placed)
 	}
 	for _, v := range c.List(Filter{}) {
-		if _, err := c.Delete(t.Context(), v.Group.Ref); err != nil {
+		if _, err := c.Delete(t.Context(), v.Group.Ref, nil); err != nil {
 			t.Error(err)
 		}
 	}
@@ -330,7 +330,7 @@ func TestEventsAreCompleteAndInOrder(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			if _, err := c.Delete(t.Context(), ref(name)); err != nil {
+			if _, err := c.Delete(t.Context(), ref(name), nil); err != nil {
 				t.Error(err)
 			}
 		})
@@ -415,7 +415,7 @@ func TestRulesOfStates(t *testing.T) {
 		"Get":     func() error { _, err := c.Get(ref("nope")); return err },
 		"Stop":    func() error { _, err := c.Stop(t.Context(), ref("nope")); return err },
 		"Restart": func() error { _, err := c.Restart(t.Context(), ref("nope")); return err },
-		"Delete":  func() error { _, err := c.Delete(t.Context(), ref("nope")); return err },
+		"Delete":  func() error { _, err := c.Delete(t.Context(), ref("nope"), nil); return err },
 	} {
 		if err := call(); fault.KindOf(err) != fault.NotFound {
 			t.Errorf("%s of nothing = %v, want not found", name, err)

@@ -89,24 +89,47 @@ func (c *Controller) change(ctx context.Context, ref group.Ref, edit func(e *ent
 	return Result{}, busy(ref)
 }
 
-// SetTags replaces the tags of a group.
-func (c *Controller) SetTags(ctx context.Context, ref group.Ref, tags map[string]string) (Result, error) {
+// Patch changes what of a group can change while it runs: tags and, without a new epoch, files, resources, images and
+// ephemeral containers. Errors: not-found, invalid, conflict for a group that does not run.
+func (c *Controller) Patch(ctx context.Context, ref group.Ref, p *arm.Patch) (Result, error) {
 	return c.change(ctx, ref, func(e *entry) (*group.Group, error) {
 		g := *e.group
-		g.Tags = tags
+		if p.HasTags {
+			g.Tags = p.Tags
+		}
+		if !p.Live() {
+			return &g, nil
+		}
+		if g.Desired != group.Run {
+			return nil, busy(g.Ref)
+		}
+		spec, err := p.Apply(&g.Spec)
+		if err != nil {
+			return nil, err
+		}
+		if equal(spec, g.Spec) && equal(g.Tags, e.group.Tags) {
+			return nil, nil
+		}
+		g.Spec = spec
 		return &g, nil
 	})
 }
 
 // Delete asks for the end of a group: its record goes when its host reports that nothing is left. Result.Changed is
 // false when the deletion was under way already. Errors: not-found.
-func (c *Controller) Delete(ctx context.Context, ref group.Ref) (Result, error) {
+//
+// grace replaces the group's own grace period, nil keeps it. It can be shortened while the deletion is under way.
+func (c *Controller) Delete(ctx context.Context, ref group.Ref, grace *int) (Result, error) {
 	return c.change(ctx, ref, func(e *entry) (*group.Group, error) {
-		if e.group.Desired == group.Delete {
+		g := *e.group
+		under := g.Desired == group.Delete
+		if under && (grace == nil || time.Duration(*grace)*time.Second >= g.Spec.Grace()) {
 			return nil, nil
 		}
-		g := *e.group
 		g.Desired = group.Delete
+		if grace != nil {
+			g.Spec.GraceSeconds = grace
+		}
 		return &g, nil
 	})
 }

@@ -105,7 +105,7 @@ func (c *Controller) DeleteResourceGroup(ctx context.Context, subscription, name
 		rg = marked
 	}
 	for _, v := range c.List(Filter{Subscription: subscription, ResourceGroup: name}) {
-		if _, err := c.Delete(ctx, v.Group.Ref); err != nil && fault.KindOf(err) != fault.NotFound {
+		if _, err := c.Delete(ctx, v.Group.Ref, nil); err != nil && fault.KindOf(err) != fault.NotFound {
 			return rg, err
 		}
 	}

@@ -67,6 +67,9 @@ type Container struct {
 	Name       string        `json:"name"`
 	Init       bool          `json:"init,omitempty"`
 	Sidecar    bool          `json:"sidecar,omitempty"`
+	Ephemeral  bool          `json:"ephemeral,omitempty"` // added to the running group; runs once
+	Spec       string        `json:"spec,omitempty"`      // image as asked for, of the newest run
+	Replace    bool          `json:"replace,omitempty"`   // is stopped to be run anew, with another image
 	Phase      Phase         `json:"phase"`
 	Attempt    int           `json:"attempt"` // runs begun in this epoch; names the next run
 	Restarts   int           `json:"restarts"`
@@ -114,6 +117,27 @@ func (m *Memory) Reset(g *group.Group) {
 	}
 	for i := range g.Spec.Containers {
 		add(&g.Spec.Containers[i], false)
+	}
+}
+
+// Follow takes over what a group can change while it runs: containers that were added, and other images.
+func (m *Memory) Follow(g *group.Group) {
+	if m.Epoch != g.Epoch {
+		return
+	}
+	for i := range g.Spec.Ephemeral {
+		if name := g.Spec.Ephemeral[i].Name; m.Container(name) == nil {
+			m.Containers = append(m.Containers, &Container{Name: name, Ephemeral: true, Phase: Idle})
+		}
+	}
+	for _, list := range [][]group.Container{g.Spec.InitContainers, g.Spec.Containers} {
+		for i := range list {
+			c := m.Container(list[i].Name)
+			if c == nil || c.Spec == "" || c.Spec == list[i].Image || c.Phase == Done {
+				continue
+			}
+			c.Spec, c.ImageReady, c.Replace = list[i].Image, false, c.alive() || c.Phase == Exited
+		}
 	}
 }
 

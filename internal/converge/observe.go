@@ -94,6 +94,15 @@ func (m *Memory) ImageFound(name, resolved string, fetched bool, now time.Time) 
 	}
 }
 
+// ImageForbidden records that an image is not here and may not be asked for.
+func (m *Memory) ImageForbidden(name, ref string, now time.Time) {
+	c := m.Container(name)
+	c.pulling = false
+	c.ImageRetry.Next(now)
+	c.WaitReason = fmt.Sprintf("ErrImageNeverPull: Container image %q is not present with pull policy of Never", ref)
+	c.event(now, group.Warning, "ErrImageNeverPull", fmt.Sprintf("Container image %q is not present with pull policy of Never", ref))
+}
+
 // ImageMissed records that a pull failed; it is tried again after a growing pause.
 func (m *Memory) ImageMissed(name, ref string, now time.Time, err error) {
 	c := m.Container(name)
@@ -107,7 +116,7 @@ func (m *Memory) ImageMissed(name, ref string, now time.Time, err error) {
 // Ran records that a container's program has been executed. probes tell which it has to pass first.
 func (m *Memory) Ran(spec *group.Container, started time.Time, oomBefore int64) {
 	c := m.Container(spec.Name)
-	c.Phase = Running
+	c.Phase, c.Spec, c.Replace = Running, spec.Image, false
 	if c.Current.State == group.Terminated {
 		moment := c.Current
 		c.Previous = &moment
@@ -153,8 +162,8 @@ func (m *Memory) Ended(name string, e End, policy group.RestartPolicy) {
 	if c.Current.Detail == "OOMKilled" {
 		c.event(e.At, group.Warning, "OOMKilling", "Container used more memory than its limit and was killed")
 	}
-	if !c.restarts(policy) {
-		return
+	if !c.restarts(policy) || c.Replace {
+		return // a run that makes room for another has not failed
 	}
 	if e.At.Sub(start) >= group.BackoffReset {
 		c.Backoff = Backoff{}

@@ -194,6 +194,9 @@ func (p *planner) pull() {
 
 func (p *planner) anyStartable() bool {
 	for _, c := range p.m.Containers {
+		if c.Ephemeral {
+			continue
+		}
 		if c.Init || len(p.g.Spec.InitContainers) == 0 {
 			if c.ImageReady {
 				return true
@@ -214,6 +217,11 @@ func (p *planner) advance(c *Container) bool {
 		if c.ImageReady && p.due(c.Backoff) {
 			p.add(Start, c.Name)
 		}
+	case Running:
+		if c.Replace {
+			c.StopFor = "Container definition changed, will be restarted: stopping container"
+			p.add(Stop, c.Name)
+		}
 	case Exited:
 		p.clean(c)
 	}
@@ -228,8 +236,11 @@ func (p *planner) advance(c *Container) bool {
 
 // restarts says whether the policy starts a container again after how its last run ended.
 func (c *Container) restarts(policy group.RestartPolicy) bool {
-	if c.Sidecar {
+	if c.Replace || c.Sidecar {
 		return true
+	}
+	if c.Ephemeral {
+		return false
 	}
 	failed := c.Current.ExitCode == nil || *c.Current.ExitCode != 0
 	switch policy {
@@ -246,7 +257,7 @@ func (c *Container) restarts(policy group.RestartPolicy) bool {
 func (p *planner) conclude() {
 	outcome := group.Succeeded
 	for _, c := range p.m.Containers {
-		if c.Sidecar {
+		if c.Sidecar || c.Ephemeral {
 			continue
 		}
 		if c.Phase != Done {

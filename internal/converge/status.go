@@ -12,7 +12,7 @@ func Status(g *group.Group, m *Memory) group.Status {
 		s.IP, s.PublicIP = m.Slot.IP, m.Slot.Public
 	}
 	for _, c := range m.Containers {
-		cs := group.ContainerStatus{Name: c.Name, RestartCount: c.Restarts, Ready: c.Ready && c.Phase == Running, Image: c.Image,
+		cs := group.ContainerStatus{Name: c.Name, RestartCount: c.Restarts, Ready: c.Ready && c.Phase == Running, Began: c.Begun && c.Phase == Running, Image: c.Image,
 			Current: c.Current, Previous: c.Previous, Events: append([]group.Event(nil), c.Events...)}
 		if waiting := c.waiting(g.Spec.RestartPolicy); waiting != "" && g.Desired == group.Run && m.Outcome == "" {
 			if cs.Current.State == group.Terminated {
@@ -24,7 +24,9 @@ func Status(g *group.Group, m *Memory) group.Status {
 				cs.BackoffUntil = &until
 			}
 		}
-		if c.Init {
+		if c.Ephemeral {
+			s.Ephemeral = append(s.Ephemeral, cs)
+		} else if c.Init {
 			s.Init = append(s.Init, cs)
 		} else {
 			s.Containers = append(s.Containers, cs)
@@ -54,7 +56,7 @@ func state(g *group.Group, m *Memory) group.State {
 		return group.Stopped
 	}
 	for _, c := range m.Containers {
-		if !c.Init && c.Attempt > 0 && (c.Phase != Starting || c.Attempt > 1) {
+		if !c.Init && !c.Ephemeral && c.Attempt > 0 && (c.Phase != Starting || c.Attempt > 1) {
 			return group.Running
 		}
 	}

@@ -52,6 +52,9 @@ type Spec struct {
 	SKU              string               `json:"sku,omitempty"`      // Standard
 	Priority         string               `json:"priority,omitempty"` // Regular or Spot
 	Labels           map[string]string    `json:"labels,omitempty"`
+	Ephemeral        []Container          `json:"ephemeral,omitempty"`          // added to the running group, for looking into it
+	FSGroup          *int64               `json:"fsGroup,omitempty"`            // owns the group's volumes
+	Placeholder      string               `json:"addressPlaceholder,omitempty"` // stands for the group's address in environment, command and arguments
 	Isolation        Isolation            `json:"isolation,omitempty"`
 	HostAliases      []HostAlias          `json:"hostAliases,omitempty"`
 	Hostname         string               `json:"hostname,omitempty"` // default: the group's name
@@ -117,8 +120,20 @@ type Container struct {
 	Stdin          bool              `json:"stdin,omitempty"`
 	MessagePath    string            `json:"messagePath,omitempty"` // termination message file; default DefaultMessagePath
 	StopSignal     string            `json:"stopSignal,omitempty"`  // default: the image's, else SIGTERM
+	PullPolicy     PullPolicy        `json:"pullPolicy,omitempty"`
+	Target         string            `json:"target,omitempty"` // of an ephemeral container: the one whose processes it sees
 	MessageFromLog bool              `json:"messageFromLog,omitempty"`
 }
+
+// PullPolicy says when an image is asked for at its registry.
+type PullPolicy string
+
+// Pull policies as in Kubernetes; the empty one is PullIfNotPresent.
+const (
+	PullAlways       PullPolicy = "Always"
+	PullIfNotPresent PullPolicy = "IfNotPresent"
+	PullNever        PullPolicy = "Never"
+)
 
 // EnvVar is one environment variable. Secret values are never returned by the API and never logged.
 type EnvVar struct {
@@ -169,6 +184,8 @@ type Files struct {
 	Mode uint32            `json:"mode,omitempty"` // permission bits of each file; default DefaultFileMode
 	// Modes overrides Mode for single files.
 	Modes map[string]uint32 `json:"modes,omitempty"`
+	// Owners are the users that own single files; others belong to root.
+	Owners map[string]int64 `json:"owners,omitempty"`
 }
 
 // GitRepo is a repository cloned when the group starts, inside a locked-down container.
@@ -236,6 +253,8 @@ type Probe struct {
 	TimeoutSeconds      int `json:"timeoutSeconds,omitempty"`
 	SuccessThreshold    int `json:"successThreshold,omitempty"`
 	FailureThreshold    int `json:"failureThreshold,omitempty"`
+	// GraceSeconds replaces the group's grace period when the probe ends the container.
+	GraceSeconds *int `json:"graceSeconds,omitempty"`
 }
 
 // Handler is one way to ask or tell a container something. Exactly one is set.

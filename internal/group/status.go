@@ -1,6 +1,9 @@
 package group
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // State is the state of a whole group as users see it.
 type State string
@@ -48,16 +51,21 @@ type Status struct {
 	Reason     string            `json:"reason,omitempty"`   // why it is Pending or Failed, one sentence
 	Init       []ContainerStatus `json:"init,omitempty"`
 	Containers []ContainerStatus `json:"containers,omitempty"`
+	Ephemeral  []ContainerStatus `json:"ephemeral,omitempty"`
 	Events     []Event           `json:"events,omitempty"`
 	Started    time.Time         `json:"started,omitzero"`  // first work of this epoch: metering begins
 	Finished   time.Time         `json:"finished,omitzero"` // all containers at an end: metering ends
 }
+
+// All are the statuses of every container of the group.
+func (s *Status) All() []ContainerStatus { return slices.Concat(s.Init, s.Containers, s.Ephemeral) }
 
 // ContainerStatus is what a host reports of one container.
 type ContainerStatus struct {
 	Name         string     `json:"name"`
 	RestartCount int        `json:"restartCount"`
 	Ready        bool       `json:"ready"`
+	Began        bool       `json:"began,omitempty"` // runs, and has passed its startup probe
 	Image        string     `json:"image,omitempty"` // repository@digest that runs
 	Current      Moment     `json:"current"`
 	Previous     *Moment    `json:"previous,omitempty"`

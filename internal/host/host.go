@@ -51,6 +51,8 @@ type Link interface {
 	Exec(ctx context.Context, uid, container string, req ExecRequest, s Streams) (int, error)
 	// Attach connects to the standard streams of a running container until it or ctx ends.
 	Attach(ctx context.Context, uid, container string, s Streams) error
+	// Forward connects to a port of a group, as its own programs see it, until one side has closed or ctx ends.
+	Forward(ctx context.Context, uid string, port int, s Streams) error
 	// Stats measures a group now.
 	Stats(ctx context.Context, uid string) (Stats, error)
 

@@ -30,7 +30,7 @@ func (a *api) target(c *call) (arm.View, host.Link, error) {
 		return v, nil, err
 	}
 	name := c.params["container"]
-	for _, list := range [][]group.Container{v.Group.Spec.Containers, v.Group.Spec.InitContainers} {
+	for _, list := range [][]group.Container{v.Group.Spec.Containers, v.Group.Spec.InitContainers, v.Group.Spec.Ephemeral} {
 		for i := range list {
 			if list[i].Name == name {
 				link, err := a.linkOf(v.Group)
@@ -46,11 +46,9 @@ func started(v arm.View, name string) bool {
 	if v.Status == nil {
 		return false
 	}
-	for _, list := range [][]group.ContainerStatus{v.Status.Containers, v.Status.Init} {
-		for _, s := range list {
-			if s.Name == name && (!s.Current.Start.IsZero() || s.Previous != nil) {
-				return true
-			}
+	for _, s := range v.Status.All() {
+		if s.Name == name && (!s.Current.Start.IsZero() || s.Previous != nil) {
+			return true
 		}
 	}
 	return false

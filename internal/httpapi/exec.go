@@ -31,6 +31,7 @@ type ticket struct {
 	link     host.Link
 	name     string // of the container
 	attach   bool
+	port     int // to forward to; 0: it is no forward
 	request  host.ExecRequest
 }
 
@@ -181,16 +182,36 @@ func (a *api) attach(c *call) error {
 	return a.giveTicket(c, &ticket{view: v, link: link, name: c.params["container"], attach: true})
 }
 
+// portForward gives a stream to a port of a group, as the group's own programs see it.
+func (a *api) portForward(c *call) error {
+	v, err := a.Controller.Get(c.ref())
+	if err != nil {
+		return err
+	}
+	link, err := a.linkOf(v.Group)
+	if err != nil {
+		return err
+	}
+	var body struct {
+		Port int `json:"port"`
+	}
+	if err := c.decode(&body); err != nil {
+		return err
+	}
+	if body.Port < 1 || body.Port > 65535 {
+		return fault.New(fault.Invalid, "", "The field 'port' must be from 1 to 65535, got %d.", body.Port)
+	}
+	return a.giveTicket(c, &ticket{view: v, link: link, port: body.Port})
+}
+
 // running refuses a container that does not run. What is not reported yet is left to the host.
 func running(v arm.View, name string) error {
 	if v.Status == nil || v.Status.Epoch < v.Group.Epoch {
 		return fault.New(fault.Conflict, "ContainerGroupTransitioning", "The container group '%s' is still transitioning, please retry later.", v.Group.Ref.Name)
 	}
-	for _, list := range [][]group.ContainerStatus{v.Status.Containers, v.Status.Init} {
-		for _, s := range list {
-			if s.Name == name && s.Current.State != group.Started {
-				return fault.New(fault.Conflict, "ContainerNotRunning", "The container '%s' of container group '%s' is not running: it is %s %s. Start the group, or look at its events.", name, v.Group.Ref.Name, s.Current.State, s.Current.Detail)
-			}
+	for _, s := range v.Status.All() {
+		if s.Name == name && s.Current.State != group.Started {
+			return fault.New(fault.Conflict, "ContainerNotRunning", "The container '%s' of container group '%s' is not running: it is %s %s. Start the group, or look at its events.", name, v.Group.Ref.Name, s.Current.State, s.Current.Detail)
 		}
 	}
 	return nil
@@ -210,6 +231,9 @@ func (a *api) giveTicket(c *call, k *ticket) error {
 
 // run does what the ticket is for.
 func (k *ticket) run(ctx context.Context, s host.Streams) (int, error) {
+	if k.port != 0 {
+		return 0, k.link.Forward(ctx, k.view.Group.UID, k.port, s)
+	}
 	if k.attach {
 		return 0, k.link.Attach(ctx, k.view.Group.UID, k.name, s)
 	}

@@ -10,6 +10,7 @@ import (
 	"spillway.dev/spillway/internal/controller"
 	"spillway.dev/spillway/internal/fault"
 	"spillway.dev/spillway/internal/group"
+	"spillway.dev/spillway/internal/host"
 )
 
 // maxPage is the most groups of one page.
@@ -58,14 +59,14 @@ func (a *api) patchGroup(c *call) error {
 	if err != nil {
 		return err
 	}
-	tags, present, err := arm.DecodeTags(body, c.version)
+	p, err := arm.DecodePatch(body, c.version, c.ref().Name)
 	if err != nil {
 		return err
 	}
-	if !present {
+	if !p.HasTags && !p.Live() {
 		return a.getGroup(c)
 	}
-	res, err := a.Controller.SetTags(c.r.Context(), c.ref(), tags)
+	res, err := a.Controller.Patch(c.r.Context(), c.ref(), p)
 	if err != nil {
 		return err
 	}
@@ -73,7 +74,13 @@ func (a *api) patchGroup(c *call) error {
 }
 
 func (a *api) deleteGroup(c *call) error {
-	res, err := a.Controller.Delete(c.r.Context(), c.ref())
+	var grace *int
+	if n, given := arm.Grace(c.query("gracePeriodSeconds")); given && c.version.Superset {
+		if grace = &n; n < 0 {
+			return fault.New(fault.Invalid, "InvalidQueryParameterValue", "The query parameter 'gracePeriodSeconds' must be a number of seconds up to %d, got %s.", group.MaxGraceSeconds, quoted(c.query("gracePeriodSeconds")))
+		}
+	}
+	res, err := a.Controller.Delete(c.r.Context(), c.ref(), grace)
 	if fault.KindOf(err) == fault.NotFound {
 		return c.empty(http.StatusNoContent)
 	}
@@ -189,6 +196,34 @@ func (a *api) stats(c *call) error {
 		return err
 	}
 	return c.answer(http.StatusOK, s)
+}
+
+// listStats measures every running group of a resource group: one call instead of one for each.
+func (a *api) listStats(c *call) error {
+	type item struct {
+		Name  string     `json:"name"`
+		Stats host.Stats `json:"stats"`
+	}
+	ref := c.ref()
+	if _, err := a.Controller.ResourceGroup(ref.Subscription, ref.ResourceGroup); err != nil {
+		return err
+	}
+	list := struct {
+		Value []item `json:"value"`
+	}{Value: []item{}}
+	for _, v := range a.Controller.List(controller.Filter{Subscription: ref.Subscription, ResourceGroup: ref.ResourceGroup}) {
+		if v.Status == nil || v.Status.State != group.Running {
+			continue
+		}
+		link, err := a.linkOf(v.Group)
+		if err != nil {
+			continue // its host is away: nothing is known of it now
+		}
+		if s, err := link.Stats(c.r.Context(), v.Group.UID); err == nil {
+			list.Value = append(list.Value, item{v.Group.Ref.Name, s})
+		}
+	}
+	return c.answer(http.StatusOK, list)
 }
 
 // Resources of a subscription as the resource manager lists them.

@@ -57,6 +57,8 @@ func routes() []route {
 		{"POST", one + "/restart", identity.RestartGroups, groupVersion, anyBody, (*api).restartGroup},
 		{"GET", one + "/outboundNetworkDependenciesEndpoints", identity.ReadGroups, groupVersion, 0, (*api).outboundDependencies},
 		{"GET", one + "/stats", identity.ReadGroups, ownVersion, 0, (*api).stats},
+		{"GET", rg + provider + "/containerGroupStats", identity.ReadGroups, ownVersion, 0, (*api).listStats},
+		{"POST", one + "/portForward", identity.Exec, ownVersion, 0, (*api).portForward},
 		{"GET", container + "/logs", identity.ReadLogs, groupVersion, streaming, (*api).logs},
 		{"POST", container + "/exec", identity.Exec, groupVersion, 0, (*api).exec},
 		{"POST", container + "/attach", identity.Attach, groupVersion, anyBody, (*api).attach},

@@ -37,6 +37,9 @@ type Run struct {
 	Hostname     string
 	Sysctls      map[string]string
 
+	// ProcessesOf is the run whose process namespace this one joins; "": its own, or the slot's.
+	ProcessesOf string
+
 	Process sandbox.Process // without a filter
 	Seccomp *specs.LinuxSeccomp
 	Stdin   bool
@@ -85,5 +88,5 @@ type Keeper interface {
 // startRequest is what all runtimes ask of the keeper alike.
 func startRequest(r *Run, tree *cgroup.Tree) keeper.Start {
 	return keeper.Start{ID: r.ID, Slot: r.Slot, Label: r.Label, Relabel: r.Relabel, Cgroups: tree.Dirs(r.Cgroup),
-		V2: tree.Mode() == cgroup.V2, LogDir: r.LogDir, LogFile: group.MaxLogFile, LogMax: group.MaxLogFiles, Stdin: r.Stdin}
+		V2: tree.Mode() == cgroup.V2, ProcessesOf: r.ProcessesOf, LogDir: r.LogDir, LogFile: group.MaxLogFile, LogMax: group.MaxLogFiles, Stdin: r.Stdin}
 }

@@ -254,6 +254,12 @@ func (h *Host) Attach(ctx context.Context, uid, container string, s host.Streams
 	}
 }
 
+// Forward implements host.Link: the port gives back what it gets.
+func (h *Host) Forward(_ context.Context, _ string, _ int, s host.Streams) error {
+	_, err := io.Copy(s.Stdout, s.Stdin)
+	return err
+}
+
 // Stats implements host.Link.
 func (h *Host) Stats(_ context.Context, uid string) (host.Stats, error) {
 	h.mu.Lock()

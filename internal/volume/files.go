@@ -22,6 +22,7 @@ const dataLink = "..data"
 // fileVolume is a volume of named files.
 type fileVolume struct {
 	name  string
+	group *int64 // owns the files beside their user
 	files group.Files
 	live  bool // changes while the group runs
 }
@@ -32,9 +33,9 @@ func fileVolumes(spec *group.Spec) []fileVolume {
 	for _, v := range spec.Volumes {
 		switch {
 		case v.Secret != nil:
-			out = append(out, fileVolume{name: v.Name, files: *v.Secret, live: true})
+			out = append(out, fileVolume{name: v.Name, files: *v.Secret, group: spec.FSGroup, live: true})
 		case v.ConfigMap != nil:
-			out = append(out, fileVolume{name: v.Name, files: *v.ConfigMap, live: true})
+			out = append(out, fileVolume{name: v.Name, files: *v.ConfigMap, group: spec.FSGroup, live: true})
 		}
 	}
 	for _, c := range slices.Concat(spec.InitContainers, spec.Containers) {
@@ -87,10 +88,10 @@ func writeFiles(dir string, v fileVolume) (string, bool, error) {
 		return "", false, err
 	}
 	current, _ := os.Readlink(filepath.Join(path, dataLink))
-	if current != "" && sameFiles(filepath.Join(path, current), v.files) {
+	if current != "" && sameFiles(filepath.Join(path, current), v) {
 		return path, false, nil
 	}
-	fresh, err := writeGeneration(path, v.files)
+	fresh, err := writeGeneration(path, v)
 	if err != nil {
 		return "", false, err
 	}
@@ -131,7 +132,8 @@ func fileMode(f group.Files, name string) os.FileMode {
 }
 
 // writeGeneration writes all files into a new directory.
-func writeGeneration(path string, f group.Files) (string, error) {
+func writeGeneration(path string, v fileVolume) (string, error) {
+	f := v.files
 	fresh, err := os.MkdirTemp(path, "..gen-")
 	if err != nil {
 		return "", err
@@ -147,12 +149,26 @@ func writeGeneration(path string, f group.Files) (string, error) {
 		if err := os.WriteFile(full, data, 0o600); err != nil {
 			return "", err
 		}
-		if err := os.Chmod(full, fileMode(f, name)); err != nil {
+		mode, user, owners := fileMode(f, name), 0, 0
+		if id, ok := f.Owners[name]; ok {
+			user = int(id)
+		}
+		if v.group != nil {
+			owners = int(*v.group)
+			mode |= groupReads
+		}
+		if err := os.Lchown(full, user, owners); err != nil {
+			return "", err
+		}
+		if err := os.Chmod(full, mode); err != nil {
 			return "", err
 		}
 	}
 	return fresh, nil
 }
+
+// groupReads lets the group's own group read a file.
+const groupReads = 0o440
 
 // swapLink points a link elsewhere in one step.
 func swapLink(dir, name, target string) error {
@@ -194,8 +210,12 @@ func linkNames(path string, f group.Files) error {
 }
 
 // sameFiles compares a directory with files: names, bytes and modes.
-func sameFiles(dir string, f group.Files) bool {
-	seen := 0
+func sameFiles(dir string, v fileVolume) bool {
+	f, seen := v.files, 0
+	extra := os.FileMode(0)
+	if v.group != nil {
+		extra = groupReads
+	}
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
@@ -213,7 +233,7 @@ func sameFiles(dir string, f group.Files) bool {
 		if err != nil {
 			return err
 		}
-		if !ok || info.Mode().Perm() != fileMode(f, name) || !bytes.Equal(have, data) {
+		if !ok || info.Mode().Perm() != fileMode(f, name)|extra || !bytes.Equal(have, data) {
 			return fs.ErrInvalid
 		}
 		seen++

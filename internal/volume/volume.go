@@ -97,9 +97,9 @@ func (m *Manager) prepare(dir string, v *group.Volume, spec *group.Spec) (Source
 		if size == 0 {
 			size = spec.Total().Memory
 		}
-		return Source{Path: path}, mountTmpfs(path, size, 0o777)
+		return Source{Path: path}, shared(path, spec.FSGroup, func() error { return mountTmpfs(path, size, 0o777) })
 	case v.EmptyDir != nil:
-		return Source{Path: path}, makeDir(path)
+		return Source{Path: path}, shared(path, spec.FSGroup, func() error { return makeDir(path) })
 	case v.GitRepo != nil:
 		clone, err := prepareClone(dir, v)
 		return Source{Path: path, Clone: clone}, err
@@ -111,6 +111,28 @@ func (m *Manager) prepare(dir string, v *group.Volume, spec *group.Spec) (Source
 		return src, err
 	}
 	return Source{}, nil // files: written by the caller
+}
+
+// shared makes a directory and gives it to the group's own group, once: later it is the tenant's business.
+func shared(path string, owners *int64, make func() error) error {
+	made, err := os.Lstat(path)
+	if err := errors.Join(ignoreMissing(err), make()); err != nil || owners == nil {
+		return err
+	}
+	if made != nil && made.Mode()&os.ModeSetgid != 0 {
+		return nil
+	}
+	if err := os.Lchown(path, -1, int(*owners)); err != nil {
+		return err
+	}
+	return os.Chmod(path, 0o777|os.ModeSetgid)
+}
+
+func ignoreMissing(err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // makeDir makes a directory that any user of the group may write to, whatever the umask.

@@ -1,0 +1,198 @@
+package virtualnode
+
+import (
+	"encoding/base64"
+	"maps"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// fileSet is the files of one volume, in the making.
+type fileSet struct {
+	data   map[string][]byte // by path
+	modes  map[string]int32
+	owners map[string]int64
+	secret bool
+}
+
+func newFileSet() *fileSet {
+	return &fileSet{data: map[string][]byte{}, modes: map[string]int32{}, owners: map[string]int64{}}
+}
+
+// tokens gives the service account tokens of a pod, by audience and lifetime.
+type tokens interface {
+	token(pod *corev1.Pod, p *corev1.ServiceAccountTokenProjection) (string, error)
+}
+
+// volumeOf translates a pod's volume.
+func volumeOf(pod *corev1.Pod, v *corev1.Volume, o objects, t tokens, f *facts) (volume, error) {
+	out := volume{Name: v.Name}
+	set := newFileSet()
+	var err error
+	mode := int32(corev1.SecretVolumeSourceDefaultMode)
+	given := func(m *int32) {
+		if m != nil {
+			mode = *m
+		}
+	}
+	switch {
+	case v.EmptyDir != nil:
+		out.EmptyDir = &emptyDir{}
+		if v.EmptyDir.Medium == corev1.StorageMediumMemory {
+			out.EmptyDir.Medium = "Memory"
+		}
+		if l := v.EmptyDir.SizeLimit; l != nil && l.Value() > 0 {
+			out.EmptyDir.Limit = gigabytes(l.Value())
+		}
+		return out, nil
+	case v.ConfigMap != nil:
+		given(v.ConfigMap.DefaultMode)
+		err = set.configMap(pod.Namespace, &corev1.ConfigMapProjection{LocalObjectReference: v.ConfigMap.LocalObjectReference, Items: v.ConfigMap.Items, Optional: v.ConfigMap.Optional}, o)
+	case v.Secret != nil:
+		given(v.Secret.DefaultMode)
+		err = set.fromSecret(pod.Namespace, &corev1.SecretProjection{LocalObjectReference: corev1.LocalObjectReference{Name: v.Secret.SecretName}, Items: v.Secret.Items, Optional: v.Secret.Optional}, o)
+		set.secret = true
+	case v.DownwardAPI != nil:
+		given(v.DownwardAPI.DefaultMode)
+		err = set.downward(pod, v.DownwardAPI.Items, f)
+	case v.Projected != nil:
+		given(v.Projected.DefaultMode)
+		for i := range v.Projected.Sources {
+			if err = set.project(pod, &v.Projected.Sources[i], o, t, f); err != nil {
+				break
+			}
+		}
+	}
+	if err != nil {
+		return volume{}, err
+	}
+	set.write(&out, mode)
+	return out, nil
+}
+
+func (s *fileSet) write(out *volume, mode int32) {
+	files := map[string]string{}
+	for path, body := range s.data {
+		files[path] = base64.StdEncoding.EncodeToString(body)
+	}
+	out.Mode, out.Modes, out.Owners = &mode, s.modes, s.owners
+	if s.secret {
+		out.Secret = files
+	} else {
+		out.Config = &configFiles{Binary: files}
+	}
+}
+
+// add puts the keys of an object into the set: all under their own names, or the chosen items under theirs.
+func (s *fileSet) add(kind, name string, data map[string][]byte, items []corev1.KeyToPath, isOptional *bool) error {
+	if len(items) == 0 {
+		maps.Copy(s.data, data)
+		return nil
+	}
+	for _, i := range items {
+		body, ok := data[i.Key]
+		if !ok {
+			if isOptional != nil && *isOptional {
+				continue
+			}
+			return configErrorf("references non-existent %s key: %s of %q", kind, i.Key, name)
+		}
+		s.data[i.Path] = body
+		if i.Mode != nil {
+			s.modes[i.Path] = *i.Mode
+		}
+	}
+	return nil
+}
+
+func (s *fileSet) configMap(namespace string, p *corev1.ConfigMapProjection, o objects) error {
+	m, err := o.configMap(namespace, p.Name)
+	if err != nil {
+		return optional(err, p.Optional, "configmap", p.Name)
+	}
+	data := map[string][]byte{}
+	for k, v := range m.Data {
+		data[k] = []byte(v)
+	}
+	maps.Copy(data, m.BinaryData)
+	return s.add("config", p.Name, data, p.Items, p.Optional)
+}
+
+func (s *fileSet) fromSecret(namespace string, p *corev1.SecretProjection, o objects) error {
+	secret, err := o.secret(namespace, p.Name)
+	if err != nil {
+		return optional(err, p.Optional, "secret", p.Name)
+	}
+	s.secret = true
+	return s.add("secret", p.Name, secret.Data, p.Items, p.Optional)
+}
+
+func (s *fileSet) downward(pod *corev1.Pod, items []corev1.DownwardAPIVolumeFile, f *facts) error {
+	for _, i := range items {
+		var value string
+		var err error
+		if i.FieldRef != nil {
+			value, err = fieldValue(pod, i.FieldRef.FieldPath, f)
+		} else {
+			value, err = resourceValue(pod, i.ResourceFieldRef.ContainerName, i.ResourceFieldRef, f)
+		}
+		if err != nil {
+			return err
+		}
+		s.data[i.Path] = []byte(value)
+		if i.Mode != nil {
+			s.modes[i.Path] = *i.Mode
+		}
+	}
+	return nil
+}
+
+func (s *fileSet) project(pod *corev1.Pod, p *corev1.VolumeProjection, o objects, t tokens, f *facts) error {
+	switch {
+	case p.ConfigMap != nil:
+		return s.configMap(pod.Namespace, p.ConfigMap, o)
+	case p.Secret != nil:
+		return s.fromSecret(pod.Namespace, p.Secret, o)
+	case p.DownwardAPI != nil:
+		return s.downward(pod, p.DownwardAPI.Items, f)
+	case p.ServiceAccountToken != nil:
+		token, err := t.token(pod, p.ServiceAccountToken)
+		if err != nil {
+			return configErrorf("failed to fetch token: %v", err)
+		}
+		path := p.ServiceAccountToken.Path
+		s.data[path], s.secret = []byte(token), true
+		// Who runs as one user, or shares files by a group, gets a token that no other user can read.
+		user := soleUser(pod)
+		if user != nil {
+			s.owners[path] = *user
+		}
+		if user != nil || pod.Spec.SecurityContext != nil && pod.Spec.SecurityContext.FSGroup != nil {
+			s.modes[path] = 0o600
+		}
+	}
+	return nil
+}
+
+// soleUser is the user that all containers of a pod run as, nil when there is none.
+func soleUser(pod *corev1.Pod) *int64 {
+	var users []int64
+	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for i := range list {
+			u := securityOf(pod, &list[i]).User
+			if u == nil {
+				return nil
+			}
+			users = append(users, *u)
+		}
+	}
+	slices.Sort(users)
+	if users = slices.Compact(users); len(users) != 1 {
+		return nil
+	}
+	return &users[0]
+}
+
+// gigabytes is bytes as the platform's API wants them.
+func gigabytes(bytes int64) float64 { return float64(bytes) / (1 << 30) }

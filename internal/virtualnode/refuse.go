@@ -1,0 +1,156 @@
+package virtualnode
+
+import (
+	"fmt"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// Permissions name what an administrator may allow on one virtual node although a shared platform does not give it.
+type Permissions struct {
+	UnconfinedSeccomp bool // run under the platform's profile instead of being refused
+}
+
+// refusal is a field of a pod that cannot be honoured.
+type refusal struct {
+	field, why string
+}
+
+func (r refusal) String() string { return r.field + ": " + r.why }
+
+// refusals lists every field of a pod that the platform cannot honour. A pod with one is failed at once, so that
+// nothing is dropped silently.
+func refusals(pod *corev1.Pod, f *facts, allow Permissions) []refusal {
+	var out []refusal
+	refuse := func(field, why string, args ...any) { out = append(out, refusal{field, fmt.Sprintf(why, args...)}) }
+	s := &pod.Spec
+	for _, h := range []struct {
+		set   bool
+		field string
+	}{{s.HostNetwork, "hostNetwork"}, {s.HostPID, "hostPID"}, {s.HostIPC, "hostIPC"}} {
+		if h.set {
+			refuse("spec."+h.field, "the pod would share namespaces of a host that is not its own")
+		}
+	}
+	if s.HostUsers != nil && !*s.HostUsers {
+		refuse("spec.hostUsers", "user namespaces are not available")
+	}
+	if s.RuntimeClassName != nil {
+		if _, ok := f.isolation[*s.RuntimeClassName]; !ok {
+			refuse("spec.runtimeClassName", "no isolation class is mapped to %q on this node", *s.RuntimeClassName)
+		}
+	}
+	if len(s.ResourceClaims) > 0 {
+		refuse("spec.resourceClaims", "there are no devices")
+	}
+	if s.OS != nil && s.OS.Name != corev1.Linux {
+		refuse("spec.os.name", "the node runs Linux")
+	}
+	refuseVolumes(s, refuse)
+	refusePodSecurity(s.SecurityContext, allow, refuse)
+	for _, list := range []struct {
+		name       string
+		containers []corev1.Container
+	}{{"initContainers", s.InitContainers}, {"containers", s.Containers}} {
+		for i := range list.containers {
+			refuseContainer(fmt.Sprintf("spec.%s[%d]", list.name, i), &list.containers[i], allow, refuse)
+		}
+	}
+	return out
+}
+
+func refuseVolumes(s *corev1.PodSpec, refuse func(string, string, ...any)) {
+	for i := range s.Volumes {
+		v := &s.Volumes[i]
+		field := fmt.Sprintf("spec.volumes[%d]", i)
+		switch {
+		case v.HostPath != nil:
+			refuse(field+".hostPath", "a tenant has no path of a host")
+		case v.Projected != nil:
+			for j, p := range v.Projected.Sources {
+				if p.ClusterTrustBundle != nil || p.PodCertificate != nil {
+					refuse(fmt.Sprintf("%s.projected.sources[%d]", field, j), "only configMap, secret, downwardAPI and serviceAccountToken are available")
+				}
+			}
+		case v.EmptyDir != nil:
+			if m := v.EmptyDir.Medium; strings.HasPrefix(string(m), "HugePages") {
+				refuse(field+".emptyDir.medium", "%s is not available", m)
+			}
+		case v.ConfigMap == nil && v.Secret == nil && v.DownwardAPI == nil:
+			refuse(field, "of the volume types emptyDir, configMap, secret, downwardAPI and projected are available")
+		}
+	}
+}
+
+func refusePodSecurity(s *corev1.PodSecurityContext, allow Permissions, refuse func(string, string, ...any)) {
+	if s == nil {
+		return
+	}
+	refuseSeccomp("spec.securityContext.seccompProfile", s.SeccompProfile, allow, refuse)
+	if s.WindowsOptions != nil {
+		refuse("spec.securityContext.windowsOptions", "the node runs Linux")
+	}
+}
+
+func refuseSeccomp(field string, p *corev1.SeccompProfile, allow Permissions, refuse func(string, string, ...any)) {
+	switch {
+	case p == nil || p.Type == corev1.SeccompProfileTypeRuntimeDefault:
+	case p.Type == corev1.SeccompProfileTypeUnconfined && allow.UnconfinedSeccomp:
+	case p.Type == corev1.SeccompProfileTypeUnconfined:
+		refuse(field, "containers always run under the platform's profile; use RuntimeDefault")
+	default:
+		refuse(field, "profiles that lie on a node are not available; use RuntimeDefault")
+	}
+}
+
+func refuseContainer(field string, c *corev1.Container, allow Permissions, refuse func(string, string, ...any)) {
+	for i, p := range c.Ports {
+		if p.HostPort != 0 {
+			refuse(fmt.Sprintf("%s.ports[%d].hostPort", field, i), "a pod has an address of its own, and no ports of a host")
+		}
+	}
+	for i, m := range c.VolumeMounts {
+		if m.MountPropagation != nil && *m.MountPropagation == corev1.MountPropagationBidirectional {
+			refuse(fmt.Sprintf("%s.volumeMounts[%d].mountPropagation", field, i), "mounts of a pod stay in the pod")
+		}
+	}
+	if len(c.VolumeDevices) > 0 {
+		refuse(field+".volumeDevices", "there are no block devices")
+	}
+	if len(c.Resources.Claims) > 0 {
+		refuse(field+".resources.claims", "there are no devices")
+	}
+	if len(c.RestartPolicyRules) > 0 {
+		refuse(field+".restartPolicyRules", "rules by exit code are not available")
+	}
+	refuseResources(field, c, refuse)
+	s := c.SecurityContext
+	if s == nil {
+		return
+	}
+	if s.Privileged != nil && *s.Privileged {
+		refuse(field+".securityContext.privileged", "a privileged container would own the host")
+	}
+	if s.ProcMount != nil && *s.ProcMount != corev1.DefaultProcMount {
+		refuse(field+".securityContext.procMount", "only the default masks of /proc are available")
+	}
+	if s.WindowsOptions != nil {
+		refuse(field+".securityContext.windowsOptions", "the node runs Linux")
+	}
+	if p := s.AppArmorProfile; p != nil && p.Type == corev1.AppArmorProfileTypeLocalhost {
+		refuse(field+".securityContext.appArmorProfile", "profiles that lie on a node are not available")
+	}
+	refuseSeccomp(field+".securityContext.seccompProfile", s.SeccompProfile, allow, refuse)
+}
+
+// refuseResources refuses what no host has: the scheduler keeps such pods away, unless they were bound by hand.
+func refuseResources(field string, c *corev1.Container, refuse func(string, string, ...any)) {
+	for name, q := range c.Resources.Requests {
+		switch {
+		case name == corev1.ResourceCPU, name == corev1.ResourceMemory, name == corev1.ResourceEphemeralStorage, q.IsZero():
+		default:
+			refuse(field+".resources.requests", "there is no %s", name)
+		}
+	}
+}
