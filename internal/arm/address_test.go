@@ -102,6 +102,8 @@ func TestDecodeAddressRefuses(t *testing.T) {
 		{"not ready", `"publishNotReady":true,"ports":[{"port":1}],` + listed, "properties.publishNotReady", "needs a selector"},
 		{"hosts", `"hostEndpoints":true,"ports":[{"port":1}],"selector":{"a":"b"}`, "properties.hostEndpoints", "needs the field"},
 		{"unknown", `"adress":"10.0.0.1","ports":[{"port":1}],` + listed, "properties.adress", "Did you mean 'address'?"},
+		{"endpoints", `"ports":[{"name":"a","port":1},{"name":"b","port":2},{"name":"c","port":3},{"name":"d","port":4},{"name":"e","port":5}],"endpoints":[` +
+			strings.Repeat(`{"address":"10.1.2.3"},`, 819) + `{"address":"10.1.2.3"}]`, "properties.endpoints", "820 entries; a service address with 5 ports can have 819"},
 		{"names", `"names":["a","a","a","a","a","a","a","a","a","a","a","a","a","a","a","a","a"],"ports":[{"port":1}],` + listed, "properties.names", "17 entries; at most 16"},
 	}
 	for _, tt := range tests {

@@ -162,7 +162,9 @@ func (d *decoder) behind(o *object, s *service.Spec) {
 	for _, e := range o.list("endpoints") {
 		s.Endpoints = append(s.Endpoints, d.endpoint(e, names))
 	}
-	d.most(o, "endpoints", len(s.Endpoints), service.MaxEndpoints)
+	if most := service.MostEndpoints(len(s.Ports)); len(s.Endpoints) > most {
+		d.fault("", o.at("endpoints"), "The field '%s' has %d entries; a service address with %d ports can have %d.", o.at("endpoints"), len(s.Endpoints), len(s.Ports), most)
+	}
 	if s.PublishNotReady = o.boolean("publishNotReady"); s.PublishNotReady && listed {
 		d.fault("", o.at("publishNotReady"), "The field '%s' needs a selector: listed endpoints are ready by definition.", o.at("publishNotReady"))
 	}

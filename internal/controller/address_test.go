@@ -290,14 +290,14 @@ func TestRoutesHaveABudget(t *testing.T) {
 	h := connect(t, c, "h1")
 	withResourceGroup(t, c)
 	req := listing("default")
-	for i := range 1000 {
+	for i := range service.MostEndpoints(service.MaxPorts) {
 		req.Spec.Endpoints = append(req.Spec.Endpoints, service.Endpoint{IP: netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)})})
 	}
 	req.Spec.Ports = nil
 	for i := range service.MaxPorts {
 		req.Spec.Ports = append(req.Spec.Ports, service.Port{Name: fmt.Sprint("p", i), Number: 80 + i, Protocol: "TCP"})
 	}
-	n := service.MaxBuckets/(service.MaxPorts*4096) + 2
+	n := service.MaxBuckets/(service.MaxPorts*service.Buckets(len(req.Spec.Endpoints), false)) + 2
 	for i := range n {
 		putAddress(t, c, fmt.Sprint("svc", i), req)
 	}

@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"net/netip"
 	"reflect"
@@ -128,10 +129,11 @@ func (c *Controller) resolve(e *addressEntry) (*service.Route, service.Status) {
 // limitRoute cuts a route that needs more than its subscription has left; it says so.
 func (c *Controller) limitRoute(e *addressEntry, r *service.Route) string {
 	reason := ""
+	most := service.MostEndpoints(len(r.Ports))
 	for i, p := range r.Ports {
-		if len(p.Targets) > service.MaxEndpoints {
-			r.Ports[i].Targets = p.Targets[:service.MaxEndpoints]
-			reason = "A service address leads to 1000 endpoints at most."
+		if len(p.Targets) > most {
+			r.Ports[i].Targets = p.Targets[:most]
+			reason = fmt.Sprintf("A service address with %d ports leads to %d endpoints at most.", len(r.Ports), most)
 		}
 	}
 	others := c.idx.addresses.weight[strings.ToLower(r.Subscription)]

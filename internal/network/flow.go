@@ -35,8 +35,10 @@ func (s staleFlows) note(k ServiceKey, old, want serviceState) {
 		if len(old.ports[p].buckets) == 0 {
 			gone[0] = true
 		}
-		for _, t := range want.ports[p].buckets {
-			delete(gone, t)
+		if !old.ports[p].open || want.ports[p].open { // else none may go on into the machine
+			for _, t := range want.ports[p].buckets {
+				delete(gone, t)
+			}
 		}
 		for t := range gone {
 			key := flowKey{k, p.number}

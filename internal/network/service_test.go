@@ -324,8 +324,18 @@ func TestServiceLeadsOutAndToTheMachine(t *testing.T) {
 	}
 	closed("past the service address", w.ns[1], "203.0.113.2:6443")
 	closed("another network", w.ns[2], cluster+":80")
+	flow, err := w.call(w.ns[1], "udp4", cluster+":80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if name, _, err := flow.say(); name != "machine" {
+		t.Errorf("a flow of UDP met %q, %v", name, err)
+	}
 	s.Hosts = false
 	w.set(s)
+	if name, _, err := flow.say(); err == nil {
+		t.Errorf("a flow of UDP still reaches %s after the right was taken back", name)
+	}
 	closed("the right taken back", w.ns[1], cluster+":80")
 	metadata := both(7, "169.254.169.254:80")
 	w.set(metadata)

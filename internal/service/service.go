@@ -68,12 +68,16 @@ const (
 	MaxNames     = 16
 	MaxPorts     = 32
 	MaxEndpoints = 1000 // per address: with them the largest spread still gives each at least four buckets
+	MaxTargets   = 4096 // per address, endpoints times ports: it is sorted anew at each change
 	// MaxPerSubscription is how many service addresses a subscription has: twice what has been measured.
 	MaxPerSubscription = 20_000
 	// MaxBuckets bounds the kernel memory of all service addresses of a subscription on a host: entries of the map that
 	// leads to endpoints, of about 150 bytes each. Addresses beyond it lead to one endpoint per port.
 	MaxBuckets = 1_000_000
 )
+
+// MostEndpoints is how many endpoints an address with so many ports can have.
+func MostEndpoints(ports int) int { return min(MaxEndpoints, MaxTargets/max(ports, 1)) }
 
 // DefaultAffinitySeconds is Kubernetes' default.
 const DefaultAffinitySeconds = 10_800
