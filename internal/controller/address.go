@@ -99,7 +99,7 @@ func (c *Controller) writeAddress(ctx context.Context, a *service.Address, revis
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	if e := c.idx.addresses.byUID[a.UID]; e != nil {
-		_, res.View.Status = c.resolve(e)
+		res.View.Status = e.status
 	}
 	return res, nil
 }

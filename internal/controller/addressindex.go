@@ -121,13 +121,14 @@ func (c *Controller) takeAddress(a *service.Address, revision int64) {
 	kind := Added
 	if old != nil {
 		if old.address.UID == a.UID {
-			kind, e.route, e.status = Modified, old.route, old.status
+			kind, e.route = Modified, old.route
 			x.remove(key, old)
 		} else { // deleted and made again, seen as one
 			c.forgetAddress(key, old)
 		}
 	}
 	x.add(key, e)
+	_, e.status = c.resolve(e)
 	c.addressFeed.publish(kind, e.view())
 	c.moved.add(a.UID)
 }
