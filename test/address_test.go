@@ -261,8 +261,55 @@ func TestServiceAddressLeadsToTheMachine(t *testing.T) {
 	if out, _ := p.exec(inside, "c", fmt.Sprintf("nc -w 1 %s %d </dev/null", p.gateway, l.Addr().(*net.TCPAddr).Port)); strings.Contains(out, "machine") {
 		t.Errorf("a group reaches the machine past the service address")
 	}
+	for i := range 5 { // another service address takes the place of one that has just gone
+		p.removeAddress(n)
+		p.putAddress(n, endpoint, M{"hostEndpoints": i%2 == 0})
+	}
+	waitFor(t, "the machine behind the address that was made anew", func() bool {
+		out, _ := p.exec(inside, "c", "nc -w 1 "+n+".local.spillway.internal 443 </dev/null")
+		return out == "machine"
+	})
 	_, err = p.client.PutServiceAddress(t.Context(), "", name("inside"), M{"properties": M{"address": p.gateway, "ports": []M{{"port": 80}}, "endpoints": []M{}}})
 	if fault.KindOf(err) != fault.Invalid {
 		t.Errorf("a service address inside the groups' range: %v, want a refusal", err)
+	}
+}
+
+// TestKillsDuringServiceAddressChanges kills the server between any two effects of a PUT and of a DELETE: what was
+// acknowledged is there, and in the end nothing else is.
+func TestKillsDuringServiceAddressChanges(t *testing.T) {
+	t.Parallel()
+	a := startArmed(t)
+	server := a.create("server", []M{container("c", web("served"))})
+	inside := a.create("client", []M{container("c", sleeper)})
+	endpoint := M{"address": address(a.running(server))}
+	a.running(inside)
+	properties := M{"address": "10.32.0.1", "names": []string{"svc"}, "ports": []M{{"port": 80, "targetPort": 8000}}, "endpoints": []M{endpoint}}
+	const url = "http://svc.local.spillway.internal/"
+	for _, point := range addressPoints {
+		acknowledged := a.strike(point, func(ctx context.Context) error {
+			_, err := a.client.PutServiceAddress(ctx, "", "svc", M{"properties": properties})
+			if err == nil { // the hosts follow behind the answer
+				<-ctx.Done()
+			}
+			return err
+		})
+		if !acknowledged && point != "addressStored" {
+			t.Errorf("a kill at %s: the PUT was not answered", point)
+		}
+		waitFor(t, "the service address after a kill at "+point, func() bool { return slices.Equal(a.who(inside, url, 1), []string{"served"}) })
+		a.removeAddress("svc")
+	}
+	for _, point := range addressGonePoints {
+		a.putAddress("svc", properties)
+		waitFor(t, "the service address", func() bool { return slices.Equal(a.who(inside, url, 1), []string{"served"}) })
+		a.strike(point, func(ctx context.Context) error { return a.client.DeleteServiceAddress(ctx, "", "svc") })
+		waitFor(t, "empty sets after a kill at "+point, func() bool {
+			held := a.serviceElements()
+			return held["service_ip"]+held["service"]+held["endpoint"] == 0
+		})
+		if _, err := a.client.GetServiceAddress(t.Context(), "", "svc"); fault.KindOf(err) != fault.NotFound {
+			t.Errorf("after a kill at %s the record is still there: %v", point, err)
+		}
 	}
 }

@@ -17,6 +17,8 @@ var (
 		"volumesUnmounted", "releaseAfter"}
 	deletePoints       = []string{"stopBeforeSignal", "cleanAfter", "slotUnparked", "releaseAfter", "forgetBefore", "forgetAfter", "goneBeforeForget", "removeBefore", "removeAfter"}
 	pullPoints         = []string{"pullLeased", "pullFetching", "pullUnpacked", "pullRecorded"}
+	addressPoints      = []string{"addressStored", "routesBefore", "routesRuled"}
+	addressGonePoints  = []string{"addressRemoved", "routesBefore", "routesRuled"}
 	recoveryPoints     = []string{"adoptMiddle", "sweepMiddle"}
 	keeperCreatePoints = []string{"keeperParked", "keeperStartRecorded", "keeperStartExecuted"}
 	keeperDeletePoints = []string{"keeperExitSeen", "keeperExitSaved", "keeperForgetting", "keeperUnparking"}

@@ -133,9 +133,11 @@ func (r *routes) carryOut(ctx context.Context, w work) error {
 		}
 		numbers[route.UID] = number
 	}
+	// gofail: var routesBefore struct{}
 	if err := r.rules(ctx, w, numbers); err != nil {
 		return err
 	}
+	// gofail: var routesRuled struct{}
 	for _, uid := range w.gone {
 		r.a.cfg.Names.Remove(routeOwner(uid))
 	}

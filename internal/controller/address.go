@@ -161,6 +161,7 @@ func (c *Controller) DeleteAddress(ctx context.Context, ref group.Ref) (arm.Addr
 		key := addressKey(e.address.Ref)
 		revision, err := c.cfg.Store.Commit(ctx, store.Op{Key: key, Kind: store.Delete, If: e.revision},
 			store.Op{Key: addressIPKey(e.address), Kind: store.Delete, If: store.Any})
+		// gofail: var addressRemoved struct{}
 		if err == nil {
 			if err = c.bury(key, revision); err == nil {
 				c.sweep(ctx, e.address.Ref.Subscription, e.address.Ref.ResourceGroup)
