@@ -2,9 +2,12 @@ package test
 
 import (
 	"context"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -65,6 +68,8 @@ func TestGVisor(t *testing.T) {
 	p.crashGuest(n)
 	g = p.running(n)
 	waitFor(t, "the page after a restart", serves)
+	p.lookInto(n, "c")
+	waitFor(t, "the page beside an added container", serves)
 	before = starts(g)
 	if err := p.client.Restart(t.Context(), "", n); err != nil {
 		t.Fatal(err)
@@ -72,6 +77,54 @@ func TestGVisor(t *testing.T) {
 	g = p.await(n, "a new run", func(g *client.Group) bool { return starts(g) != before && g.State() == "Running" })
 	waitFor(t, "the page after a restart of the group", serves)
 	p.remove(n)
+}
+
+// lookInto adds a container to a running group, which fetches the page of the one that it joins and lists what runs, and
+// fetches the page through the API.
+func (p *platform) lookInto(n, target string) {
+	p.Helper()
+	look := M{"name": "look", "properties": M{"image": image, "targetContainer": target, "command": []string{"/bin/sh", "-c", "ps; wget -qO- http://127.0.0.1:8000/; echo; echo looked"}}}
+	if _, err := p.client.PatchGroup(p.Context(), "", n, M{"properties": M{"ephemeralContainers": []M{look}}}); err != nil {
+		p.Fatal(err)
+	}
+	page := map[string]string{"a": "from a", "c": "guest"}[target]
+	if log := p.awaitLog(n, "look", "looked"); !strings.Contains(log, page) {
+		p.Errorf("an added container got\n%s\nwant the page %q", log, page)
+	}
+	ctx, cancel := context.WithTimeout(p.Context(), patience)
+	defer cancel()
+	ours, theirs := net.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		done <- p.client.Forward(ctx, "", n, 8000, theirs)
+		theirs.Close()
+	}()
+	if _, err := ours.Write([]byte("GET / HTTP/1.0\r\n\r\n")); err != nil {
+		p.Fatal(err)
+	}
+	if body, _ := io.ReadAll(ours); !strings.HasSuffix(strings.TrimSpace(string(body)), page) {
+		p.Errorf("through the API came %q, want the page %q", body, page)
+	}
+	ours.Close()
+	if err := <-done; err != nil {
+		p.Errorf("forward: %v", err)
+	}
+}
+
+// memoryLimit reads what the cgroup of the group's slot enforces.
+func (p *platform) memoryLimit() int64 {
+	p.Helper()
+	var most int64
+	for _, pattern := range []string{"/sys/fs/cgroup/memory/spillway-" + p.id + "/s*/memory.limit_in_bytes", "/sys/fs/cgroup/spillway-" + p.id + "/s*/memory.max"} {
+		files, _ := filepath.Glob(pattern)
+		for _, path := range files {
+			body, _ := os.ReadFile(path)
+			if n, err := strconv.ParseInt(strings.TrimSpace(string(body)), 10, 64); err == nil && n < 1<<40 {
+				most = max(most, n)
+			}
+		}
+	}
+	return most
 }
 
 // crashGuest waits for one restart, bringing it about when the guest would not die by itself.
@@ -98,7 +151,7 @@ func (p *platform) pairServes(n, when string) {
 	p.Helper()
 	addr := address(p.running(n))
 	waitFor(p.T, "the page "+when, func() bool { out, _ := fetch("http://" + addr + ":8000/"); return out == "from a" })
-	p.exec(n, "a", "rm -f /v/got")
+	waitFor(p.T, "a command "+when, func() bool { _, code, err := p.tryExec(n, "a", "rm -f /v/got"); return err == nil && code == 0 })
 	waitFor(p.T, "the page over loopback "+when, func() bool { out, _ := p.exec(n, "b", "cat /v/got"); return out == "from a" })
 }
 
@@ -115,6 +168,10 @@ func TestGVisorPair(t *testing.T) {
 	if s, err := p.client.Stats(t.Context(), "", n); err != nil || len(s.Containers) != 1 || s.Containers[0].Name != host.AllContainers || s.Containers[0].Memory == 0 {
 		t.Errorf("stats = %+v, %v; want one entry for all", s, err)
 	}
+	if limit := p.memoryLimit(); limit < 600<<20 || limit > 800<<20 {
+		t.Errorf("the group's memory is limited to %d bytes, want what both containers asked for and a little for their kernel", limit)
+	}
+	p.lookInto(n, "a")
 	first := starts(p.get(n))
 	p.exec(n, "a", "touch /v/end")
 	g := p.await(n, "restart of b", func(g *client.Group) bool { return restarts(g, 1) == 1 && g.State() == "Running" })

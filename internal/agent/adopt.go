@@ -130,6 +130,7 @@ func (w *worker) adoptContainer(c *converge.Container, k keeper.Container, found
 	}
 	switch c.Phase {
 	case converge.Running:
+		w.settle(spec)
 		w.afterStart(w.a.ctx, spec, l)
 	case converge.Stopping:
 		w.stop(w.a.ctx, c.Name) // nobody knows whether it was told

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"io"
+	"net"
 	"net/netip"
 	"os"
 	"time"
@@ -34,10 +35,9 @@ func (w *worker) resize(old *group.Group) {
 	if w.m.Slot == nil {
 		return
 	}
-	before, now := groupLimits(&old.Spec), groupLimits(&w.g.Spec)
 	var failed error
-	if nested(&w.g.Spec) && before != now {
-		failed = w.a.tree.Limit(w.m.Slot.ID, now)
+	if shared := nested(&w.g.Spec) || guested(&w.g.Spec); shared && groupLimits(&old.Spec) != groupLimits(&w.g.Spec) {
+		failed = w.a.tree.Limit(w.m.Slot.ID, w.groupLimits())
 	}
 	for _, list := range [][]group.Container{w.g.Spec.InitContainers, w.g.Spec.Containers} {
 		for i := range list {
@@ -46,7 +46,11 @@ func (w *worker) resize(old *group.Group) {
 			if c == nil || was == nil || c.Phase != converge.Running || limits(was) == limits(&list[i]) {
 				continue
 			}
-			if err := w.a.tree.Limit(cgroupOf(w.m.Slot.ID, w.position(c.Name), &w.g.Spec), limits(&list[i])); err != nil {
+			err := failed // of all that share a guest
+			if !guested(&w.g.Spec) {
+				err = w.a.tree.Limit(cgroupOf(w.m.Slot.ID, w.position(c.Name), &w.g.Spec), w.limits(&list[i]))
+			}
+			if err != nil {
 				failed = err
 				w.m.Event(time.Now(), c.Name, group.Warning, "FailedResize", err.Error())
 				continue
@@ -72,22 +76,19 @@ func containerIn(s *group.Spec, name string) *group.Container {
 
 // Forward implements host.Link.
 func (a *Agent) Forward(ctx context.Context, uid string, port int, s host.Streams) error {
-	slot, err := inWorker(ctx, a, uid, func(w *worker) (converge.Slot, error) {
+	d, err := inWorker(ctx, a, uid, func(w *worker) (door, error) {
 		if w.m.Slot == nil {
-			return converge.Slot{}, fault.New(fault.Conflict, "ContainerGroupTransitioning", "The container group '%s' is not running.", w.g.Ref.Name)
+			return door{}, fault.New(fault.Conflict, "ContainerGroupTransitioning", "The container group '%s' is not running.", w.g.Ref.Name)
 		}
-		return *w.m.Slot, nil
+		return door{*w.m.Slot, w.g.Spec.Isolation == group.IsolationGVisor}, nil
 	})
 	if err != nil {
 		return err
 	}
-	netns, err := a.netns(ctx, slot.ID)
-	if err != nil {
+	conn, err := a.dial(ctx, d, uint16(port))
+	if fault.KindOf(err) == fault.Conflict {
 		return err
 	}
-	defer netns.Close()
-	// As a program of the group sees itself: what listens on its loopback only is reached, too.
-	conn, err := network.DialInside(ctx, netns, netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(port)))
 	if err != nil {
 		return fault.New(fault.Unavailable, "", "Nothing answers on port %d of the container group: %v.", port, err)
 	}
@@ -102,6 +103,32 @@ func (a *Agent) Forward(ctx context.Context, uid string, port int, s host.Stream
 		return fault.New(fault.Unavailable, "", "The connection to port %d broke: %v.", port, err)
 	}
 	return nil
+}
+
+// door is where a group is reached.
+type door struct {
+	slot  converge.Slot
+	guest bool // it has a kernel of its own
+}
+
+// dial connects to a port of a group as its programs see themselves: what listens on its loopback only is reached, too.
+// A guest kernel has a loopback that the host cannot enter; there it is what listens on the group's address.
+func (a *Agent) dial(ctx context.Context, d door, port uint16) (*net.TCPConn, error) {
+	if d.guest {
+		addr, err := netip.ParseAddr(d.slot.IP)
+		if err != nil {
+			return nil, err
+		}
+		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp4", netip.AddrPortFrom(addr, port).String())
+		tcp, _ := conn.(*net.TCPConn)
+		return tcp, err
+	}
+	netns, err := a.netns(ctx, d.slot.ID)
+	if err != nil {
+		return nil, err
+	}
+	defer netns.Close()
+	return network.DialInside(ctx, netns, netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port))
 }
 
 // netns opens the network namespace of a slot.

@@ -2,8 +2,11 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"slices"
 
+	"spillway.dev/spillway/internal/cgroup"
+	"spillway.dev/spillway/internal/converge"
 	"spillway.dev/spillway/internal/group"
 	"spillway.dev/spillway/internal/runtime"
 )
@@ -18,14 +21,58 @@ func guested(s *group.Spec) bool {
 	return len(s.Containers) > 1 || slices.ContainsFunc(s.InitContainers, sidecar)
 }
 
-// guest is what a run needs to know of the guest that it shares; nil when it shares none.
-func (w *worker) guest() *runtime.Guest {
-	if !guested(&w.g.Spec) {
-		return nil
+// guest is what a run needs to know of the guest that it shares with others; nil when it shares none. A container that
+// is added to one with a kernel of its own joins that.
+func (w *worker) guest(c *group.Container) (*runtime.Guest, error) {
+	if w.g.Spec.Isolation != group.IsolationGVisor {
+		return nil, nil
 	}
-	slot := w.m.Slot
-	return &runtime.Guest{Limits: groupLimits(&w.g.Spec), ShareProcesses: w.g.Spec.ShareProcesses,
-		Renew: func(ctx context.Context) error { return w.a.restoreNetwork(ctx, slot) }}
+	if guested(&w.g.Spec) {
+		slot := w.m.Slot
+		return &runtime.Guest{Limits: w.groupLimits(), ShareProcesses: w.g.Spec.ShareProcesses,
+			Renew: func(ctx context.Context) error { return w.a.restoreNetwork(ctx, slot) }}, nil
+	}
+	if !w.m.Container(c.Name).Ephemeral {
+		return nil, nil
+	}
+	for _, other := range w.m.Containers {
+		if !other.Ephemeral && other.Phase == converge.Running {
+			return &runtime.Guest{Of: w.label(other.Name).id()}, nil
+		}
+	}
+	return nil, fmt.Errorf("no container of the group runs that %s could join", c.Name)
+}
+
+// groupLimits are what the group's cgroup enforces: its containers' limits, and what a guest kernel needs for itself.
+func (w *worker) groupLimits() cgroup.Limits {
+	s := &w.g.Spec
+	if s.Isolation != group.IsolationGVisor {
+		return groupLimits(s)
+	}
+	return runtime.WithGuest(groupLimits(s), len(s.Containers)+len(s.InitContainers))
+}
+
+// limits are what a container's cgroup enforces.
+func (w *worker) limits(c *group.Container) cgroup.Limits {
+	if w.g.Spec.Isolation != group.IsolationGVisor {
+		return limits(c)
+	}
+	return runtime.WithGuest(limits(c), 1)
+}
+
+// settle sets the limit of processor time of an adopted container: at the start of its guest there was another, and the
+// agent of that time may not have lived to set it.
+func (w *worker) settle(c *group.Container) {
+	if w.m.Slot == nil || w.g.Spec.Isolation != group.IsolationGVisor || w.m.Container(c.Name).Ephemeral {
+		return
+	}
+	quota := limits(c).MilliCPU
+	if guested(&w.g.Spec) {
+		quota = groupLimits(&w.g.Spec).MilliCPU
+	}
+	if err := w.a.tree.Limit(cgroupOf(w.m.Slot.ID, w.position(c.Name), &w.g.Spec), cgroup.Limits{MilliCPU: quota}); err != nil {
+		w.log.Error("limit adopted container", "container", c.Name, "error", err)
+	}
 }
 
 // networkTaken says whether a kernel of an earlier run has taken the network of the slot with it. The first run of a

@@ -27,7 +27,7 @@ const (
 func (w *worker) makeRun(l runLabel, c *group.Container, img image.Image) (*runtime.Run, error) {
 	position := w.position(c.Name)
 	r := &runtime.Run{ID: l.id(), Slot: w.m.Slot.ID, Label: l.json(), Relabel: w.slotLabel(),
-		Cgroup: cgroupOf(w.m.Slot.ID, position, &w.g.Spec), Limits: limits(c),
+		Cgroup: cgroupOf(w.m.Slot.ID, position, &w.g.Spec), Limits: w.limits(c),
 		Layers: img.Layers, Dir: w.a.path("runs", l.id()), Stdin: c.Stdin, LogDir: w.a.logDir(l),
 		Process: process(c, img, hostname(w.g)), Seccomp: runtime.DefaultProfile()}
 	w.address(&r.Process)
@@ -44,7 +44,10 @@ func (w *worker) makeRun(l runLabel, c *group.Container, img image.Image) (*runt
 			r.Seccomp = profile
 		}
 	}
-	r.Guest = w.guest()
+	var err error
+	if r.Guest, err = w.guest(c); err != nil {
+		return nil, err
+	}
 	if l.Attempt == 1 && position == 0 || w.g.Spec.Isolation == group.IsolationGVisor { // each guest kernel is a new one
 		r.Hostname, r.Sysctls = hostname(w.g), w.g.Spec.Sysctls
 	}
@@ -74,7 +77,7 @@ func (w *worker) makeCgroup(path string, l runLabel, position int) error {
 		if err := w.a.keeper.Load().Dismiss(w.a.ctx, w.m.Slot.ID); err != nil {
 			return err
 		}
-		if err := w.a.tree.Limit(w.m.Slot.ID, groupLimits(&w.g.Spec)); err != nil {
+		if err := w.a.tree.Limit(w.m.Slot.ID, w.groupLimits()); err != nil {
 			return err
 		}
 	}

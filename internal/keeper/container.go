@@ -124,7 +124,7 @@ func (s *Server) claim(q *Start) (*slot, *child, error) {
 	if _, ok := s.containers[q.ID]; ok {
 		return nil, nil, fmt.Errorf("container %s exists", q.ID)
 	}
-	if q.OCI != nil && q.OCI.Guest != "" && q.GuestBundle == "" && sl.guest == nil {
+	if q.OCI != nil && q.OCI.Guest == GuestID(q.Slot) && q.GuestBundle == "" && sl.guest == nil {
 		return nil, nil, errNoGuest(q.Slot)
 	}
 	if q.Relabel != nil {

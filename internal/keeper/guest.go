@@ -30,10 +30,11 @@ func errNoGuest(slot string) error {
 	return &Error{Message: "slot " + slot + " has no guest", NoGuest: true}
 }
 
-// ensureGuest makes the slot's guest unless it has one that runs.
+// ensureGuest makes the slot's guest unless it has one that runs. A container may also join another one's.
 func (s *Server) ensureGuest(sl *slot, q *Start) error {
 	if q.OCI.Guest != GuestID(sl.id) {
-		return fmt.Errorf("slot %s: guest %q is not its own", sl.id, q.OCI.Guest)
+		_, err := s.running(q.OCI.Guest)
+		return err
 	}
 	sl.making.Lock()
 	defer sl.making.Unlock()

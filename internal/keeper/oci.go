@@ -66,7 +66,7 @@ func (s *Server) startOCI(ct *container, q *Start, sl *slot) error {
 	argv = append([]string{argv[0], "--log", logPath}, argv[1:]...)
 	if err := s.runtimeStep(argv, files, logPath); err != nil {
 		s.deleteOCI(q.OCI, ct.ID)
-		if ct.inGuest() && s.guestEnded(sl) {
+		if q.OCI.Guest == GuestID(sl.id) && s.guestEnded(sl) {
 			return errNoGuest(sl.id) // that was why
 		}
 		return err

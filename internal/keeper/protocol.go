@@ -124,7 +124,8 @@ type OCI struct {
 	Root    string   `json:"root"`   // the runtime's state directory
 	Bundle  string   `json:"bundle"` // directory with config.json
 	TTY     bool     `json:"tty,omitempty"`
-	// Guest is the slot's guest that the container runs in beside others, see GuestID. Empty: alone, in one of its own.
+	// Guest is the guest that the container runs in beside others: the slot's, see GuestID, or another container's.
+	// Empty: alone, in one of its own.
 	Guest string `json:"guest,omitempty"`
 }
 

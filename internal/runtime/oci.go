@@ -109,12 +109,7 @@ func (o *oci) Start(ctx context.Context, r *Run) (keeper.Container, error) {
 	}
 	q := startRequest(r, o.tree)
 	q.OCI = &keeper.OCI{Runtime: o.cfg.Path, Args: o.cfg.Args, Root: o.cfg.Root, Bundle: r.Dir, TTY: r.Process.TTY}
-	var c keeper.Container
-	if o.inGuest(r) {
-		c, err = o.startInGuest(ctx, r, q, slot.Namespaces)
-	} else {
-		c, err = o.keeper().Start(ctx, q)
-	}
+	c, err := o.run(ctx, r, q, slot.Namespaces)
 	if errors.Is(err, keeper.ErrGone) || ctx.Err() != nil {
 		return c, err // whether it runs is not known: its root stays
 	}
@@ -122,6 +117,24 @@ func (o *oci) Start(ctx context.Context, r *Run) (keeper.Container, error) {
 		return c, errors.Join(err, o.unmount(r.Dir))
 	}
 	return c, nil
+}
+
+// run has the keeper run a container.
+func (o *oci) run(ctx context.Context, r *Run, q keeper.Start, namespaces map[string]string) (c keeper.Container, err error) {
+	if !o.cfg.GVisor {
+		return o.keeper().Start(ctx, q)
+	}
+	settle, err := o.limitGuest(r)
+	if err != nil {
+		return c, err
+	}
+	if o.inGuest(r) {
+		c, err = o.startInGuest(ctx, r, q, namespaces)
+	} else {
+		c, err = o.keeper().Start(ctx, q)
+	}
+	_ = settle() // the same files were written a moment ago; an agent that adopts writes them again
+	return c, err
 }
 
 // inGuest says whether a run shares a guest kernel with others.
@@ -157,6 +170,7 @@ func (o *oci) config(r *Run, rootfs string, namespaces map[string]string) ([]byt
 	if o.cfg.GVisor {
 		spec.Linux.Seccomp = nil // the guest's calls never reach the host's kernel
 		spec.Hostname = r.Hostname
+		nameProcesses(r, spec)
 	}
 	if o.inGuest(r) {
 		joinGuest(r, spec)

@@ -52,7 +52,7 @@ func Run(t *testing.T, program string, s Subject) {
 		"clean": clean, "hostname": hostname, "side by side": sideBySide,
 	}
 	if s.Guest {
-		tests["shared processes"], tests["end of a guest"] = sharedProcesses, endOfGuest
+		tests["shared processes"], tests["end of a guest"], tests["added container"] = sharedProcesses, endOfGuest, added
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) { t.Parallel(); test(r, t) })

@@ -216,3 +216,31 @@ func endOfGuest(r *rig, t *testing.T) {
 		t.Errorf("after the guest's end %v is left", left)
 	}
 }
+
+// added proves that a container which is added to another one's guest, or to the slot's, meets it there, sees its
+// processes when told to, and harms it neither by its start nor by its end.
+func added(r *rig, t *testing.T) {
+	slot := r.slot(t)
+	target := r.spec(slot, "(while :; do echo served | nc -l -p 4712; done) & "+sleeper)
+	r.mustStart(t, target)
+	run := r.spec(slot, "ps; until nc -w 1 127.0.0.1 4712 </dev/null; do sleep 0.1; done; exit 3")
+	run.ProcessesOf = target.ID
+	if run.Guest == nil {
+		run.Guest = &runtime.Guest{Of: target.ID}
+	}
+	out, code := r.output(t, run)
+	if code != 3 || !strings.Contains(out, "served") || !strings.Contains(out, "sleep 1000") {
+		t.Errorf("exit code %d, want 3; output, wanted the target's processes and what it serves:\n%s", code, out)
+	}
+	if err := r.rt.Clean(t.Context(), run.ID, run.Dir); err != nil {
+		t.Error(err)
+	}
+	if out, _ := r.exec(t, target.ID, "echo alive", nil); out != "alive" {
+		t.Errorf("exec in the target afterwards = %q", out)
+	}
+	run = r.spec(slot, sleeper)
+	run.Guest = &runtime.Guest{Of: "nobody"}
+	if _, err := r.start(t, run); err == nil {
+		t.Error("a container joined a guest that does not exist")
+	}
+}
