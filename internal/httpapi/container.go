@@ -184,12 +184,7 @@ func (f *flushWriter) Write(p []byte) (int, error) {
 			f.w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		}
 	}
-	_ = f.control.SetWriteDeadline(time.Now().Add(writeLimit)) // not every writer has deadlines
-	n, err := f.w.Write(p)
-	if err == nil {
-		err = f.control.Flush()
-	}
-	return n, err
+	return push(f.w, f.control, p, writeLimit)
 }
 
 var _ io.Writer = (*flushWriter)(nil)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net/http"
 	"time"
 
@@ -92,10 +93,21 @@ func (l *lineWriter) add(v any) {
 
 // flush sends what is queued; false when the reader is gone.
 func (l *lineWriter) flush() bool {
-	_ = l.control.SetWriteDeadline(time.Now().Add(writeLimit)) // not every writer has deadlines
-	_, err := l.c.w.Write(l.buf)
+	_, err := push(l.c.w, l.control, l.buf, writeLimit)
 	l.buf = l.buf[:0]
-	return err == nil && l.control.Flush() == nil
+	return err == nil
+}
+
+// push sends one batch at once and gives the reader so long to take it. What comes later may come whenever it does: a
+// deadline that stays set would cut a quiet stream off.
+func push(w io.Writer, control *http.ResponseController, batch []byte, limit time.Duration) (int, error) {
+	_ = control.SetWriteDeadline(time.Now().Add(limit)) // not every writer has deadlines
+	n, err := w.Write(batch)
+	if err == nil {
+		err = control.Flush()
+	}
+	_ = control.SetWriteDeadline(time.Time{})
+	return n, err
 }
 
 // openStream counts a stream; done ends it. Errors: exhausted.

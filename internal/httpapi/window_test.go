@@ -52,3 +52,30 @@ func TestUnreadBodiesHoldUpNobody(t *testing.T) {
 		}
 	}
 }
+
+// TestQuietStreamsAreNotCutOff: the time that a reader has for a batch does not bound the time between two.
+func TestQuietStreamsAreNotCutOff(t *testing.T) {
+	const limit = 50 * time.Millisecond
+	h := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		control := http.NewResponseController(w)
+		for _, text := range []string{"a", "b"} {
+			if _, err := push(w, control, []byte(text), limit); err != nil {
+				t.Error(err)
+			}
+			time.Sleep(4 * limit)
+		}
+	})
+	s := httptest.NewUnstartedServer(h)
+	s.Config = Server(h, slog.New(slog.DiscardHandler))
+	s.EnableHTTP2 = true
+	s.StartTLS()
+	defer s.Close()
+	resp, err := s.Client().Get(s.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if body, err := io.ReadAll(resp.Body); err != nil || string(body) != "ab" {
+		t.Errorf("stream = %q, %v, want ab", body, err)
+	}
+}

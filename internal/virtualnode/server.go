@@ -52,7 +52,7 @@ func (s *server) run(ctx context.Context) error {
 	s.certs.start()
 	defer s.certs.stop()
 	h := &http.Server{Handler: s.guard.protect(s.routes()), ReadHeaderTimeout: serverHeaderTimeout, IdleTimeout: serverIdleTimeout,
-		ErrorLog:    slog.NewLogLogger(s.n.log.Handler(), slog.LevelDebug),
+		ErrorLog:    slog.NewLogLogger(s.n.log.Handler(), slog.LevelWarn),
 		BaseContext: func(net.Listener) context.Context { return ctx },
 		TLSConfig: &tls.Config{MinVersion: tls.VersionTLS12, ClientAuth: tls.RequestClientCert, GetCertificate: s.certs.get,
 			NextProtos: []string{"http/1.1"}}} // SPDY takes connections over, which HTTP/2 cannot

@@ -27,8 +27,8 @@ const (
 	streamCreation = remotecommand.DefaultStreamCreationTimeout
 )
 
-var execProtocols = []string{remotecommand.StreamProtocolV1Name, remotecommand.StreamProtocolV2Name, remotecommand.StreamProtocolV3Name,
-	remotecommand.StreamProtocolV4Name, remotecommand.StreamProtocolV5Name}
+// execProtocols are those of SPDY; over a WebSocket the library speaks the fifth, too.
+var execProtocols = []string{remotecommand.StreamProtocolV4Name, remotecommand.StreamProtocolV3Name, remotecommand.StreamProtocolV2Name, remotecommand.StreamProtocolV1Name}
 
 // errNoPod is a request for a pod that this node does not have.
 var errNoPod = errors.New("pod does not exist")
