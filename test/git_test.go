@@ -69,3 +69,23 @@ func TestGitRepoVolume(t *testing.T) {
 	t.Cleanup(func() { p.remove(bad) })
 	p.await(bad, "the reason", func(g *client.Group) bool { return strings.Contains(events(g), "FailedMount") })
 }
+
+// TestGitRepoVolumeForAGuest clones in kernels of their own before the containers get theirs: each takes the network of
+// the slot with it.
+func TestGitRepoVolumeForAGuest(t *testing.T) {
+	t.Parallel()
+	p := gvisorPlatform(t)
+	url, first := gitServer(t, newOutside(t, 5))
+	volumes := M{"volumes": []M{{"name": "newest", "gitRepo": M{"repository": url}}, {"name": "older", "gitRepo": M{"repository": url, "revision": first, "directory": "here"}}}}
+	where := mounts(M{"name": "newest", "mountPath": "/new"}, M{"name": "older", "mountPath": "/old"})
+	script := "cat /new/repo/page.txt /old/here/page.txt; " + web("guest")
+	alone := p.create("git", []M{container("c", script, where)}, inGVisor, volumes)
+	pair := p.create("git", []M{container("c", script, where), container("d", sleeper)}, inGVisor, volumes)
+	for _, n := range []string{alone, pair} {
+		if log := p.awaitLog(n, "c", "first"); log != "second\nfirst\n" {
+			t.Errorf("log %q, want second, first", log)
+		}
+		addr := address(p.running(n))
+		waitFor(t, "the page of "+n, func() bool { out, _ := fetch("http://" + addr + ":8000/"); return out == "guest" })
+	}
+}
