@@ -17,11 +17,11 @@ need:
 
 # Upstream's own version, which its components report.
 KUBERNETES = v1.36.3
+KUBERNETES_LDFLAGS = $(LDFLAGS) $(foreach p,k8s.io/component-base/version k8s.io/client-go/pkg/version,-X $(p).gitVersion=$(KUBERNETES) -X $(p).gitMajor=1 -X $(p).gitMinor=36)
+
 kubernetes: need ## bin/spillway-kubernetes: a control plane without nodes (its first build takes some minutes)
 	@mkdir -p bin
-	cd kubernetes && $(GO) build -trimpath -ldflags '$(LDFLAGS) \
-		-X k8s.io/component-base/version.gitVersion=$(KUBERNETES) -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36 \
-		-X k8s.io/client-go/pkg/version.gitVersion=$(KUBERNETES)' -o ../bin/spillway-kubernetes ./cmd/spillway-kubernetes
+	cd kubernetes && $(GO) build -trimpath -ldflags '$(KUBERNETES_LDFLAGS)' -o ../bin/spillway-kubernetes ./cmd/spillway-kubernetes
 
 up: ## build, start the platform in the background, run the sample group
 	@hack/need.sh up

@@ -364,6 +364,7 @@ func (p *pods) update(ctx context.Context, pod *corev1.Pod, s *podState, group *
 	r, err := translate(translation{pod, p.n.objects, p.n.tokens, f})
 	if err != nil {
 		// What runs goes on with what it has; a kubelet does the same.
+		p.n.log.Debug("pod is not brought up to date", "pod", pod.Namespace+"/"+pod.Name, "error", err)
 		return retryPause, nil
 	}
 	again := time.Duration(0)
@@ -387,6 +388,9 @@ func (p *pods) update(ctx context.Context, pod *corev1.Pod, s *podState, group *
 	}
 	s.live = body
 	p.n.mirror.put(string(pod.UID), g)
+	if asksForPtrace(pod) {
+		p.say(pod, s, corev1.EventTypeWarning, "CapabilityNotGranted", "spec.ephemeralContainers: SYS_PTRACE is not granted on a shared platform; processes of the debugger's own user can be traced without it")
+	}
 	return again, nil
 }
 

@@ -113,9 +113,31 @@ func (t *translation) containers(p *properties) error {
 			return err
 		}
 		c.Properties.Target = e.TargetContainerName
+		withoutPtrace(c.Properties.Security.Capabilities)
 		p.Ephemeral = append(p.Ephemeral, c)
 	}
 	return nil
+}
+
+// ptrace is the capability that kubectl debug asks for. The platform grants it to nobody; a debugger that runs as the
+// user of what it looks at needs none.
+const ptrace = "SYS_PTRACE"
+
+func withoutPtrace(c *capabilities) {
+	if c != nil {
+		c.Add = slices.DeleteFunc(c.Add, func(name string) bool { return name == ptrace })
+	}
+}
+
+// asksForPtrace says whether an ephemeral container of the pod asks for what it does not get.
+func asksForPtrace(pod *corev1.Pod) bool {
+	for i := range pod.Spec.EphemeralContainers {
+		s := pod.Spec.EphemeralContainers[i].SecurityContext
+		if s != nil && s.Capabilities != nil && (slices.Contains(s.Capabilities.Add, ptrace) || slices.Contains(s.Capabilities.Add, "CAP_"+ptrace)) {
+			return true
+		}
+	}
+	return false
 }
 
 func (t *translation) container(c *corev1.Container) (container, error) {

@@ -69,11 +69,11 @@ func Run(ctx context.Context, cfg Config) error {
 		if err := awaitReady(loops, f); err != nil {
 			return err
 		}
-		if err := bootstrap(loops, f.admin); err != nil {
-			return err
-		}
 		run.Go(func() error { return ended(loops, "kube-controller-manager", runManager(loops, f, cfg.ServiceCIDR)) })
 		run.Go(func() error { return ended(loops, "kube-scheduler", runScheduler(loops, f)) })
+		if err := awaitAccounts(loops, f.admin); err != nil {
+			return err
+		}
 		if cfg.Ready != nil {
 			cfg.Ready(f.endpoint)
 		}
