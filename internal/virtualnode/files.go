@@ -72,13 +72,13 @@ func volumeOf(pod *corev1.Pod, v *corev1.Volume, o objects, t tokens, f *facts) 
 }
 
 func (s *fileSet) write(out *volume, mode int32) {
-	files := map[string]string{}
+	files := fileBodies{}
 	for path, body := range s.data {
 		files[path] = base64.StdEncoding.EncodeToString(body)
 	}
 	out.Mode, out.Modes, out.Owners = &mode, s.modes, s.owners
 	if s.secret {
-		out.Secret = files
+		out.Secret = &files
 	} else {
 		out.Config = &configFiles{Binary: files}
 	}

@@ -135,9 +135,11 @@ func (b *statusBuilder) one(spec *corev1.Container, c *groupContainer, waiting s
 	}
 	started := s.State.Running != nil && v.Started
 	s.Started = &started
-	if s.State.Terminated != nil {
-		// A container that has done its work is ready as an init container, and as nothing else.
-		s.Ready = b.isInit(spec.Name) && s.State.Terminated.ExitCode == 0
+	if b.isInit(spec.Name) {
+		// An init container is ready when it has done its work, and not before.
+		s.Ready = s.State.Terminated != nil && s.State.Terminated.ExitCode == 0
+	} else if s.State.Running == nil {
+		s.Ready = false
 	}
 	b.actual(&s, spec)
 	return s

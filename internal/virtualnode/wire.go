@@ -100,14 +100,17 @@ type mount struct {
 }
 
 type volume struct {
-	Name     string            `json:"name"`
-	EmptyDir *emptyDir         `json:"emptyDir,omitempty"`
-	Secret   map[string]string `json:"secret,omitempty"` // path → base64
-	Config   *configFiles      `json:"configMap,omitempty"`
-	Mode     *int32            `json:"mode,omitempty"`
-	Modes    map[string]int32  `json:"modes,omitempty"`
-	Owners   map[string]int64  `json:"owners,omitempty"`
+	Name     string           `json:"name"`
+	EmptyDir *emptyDir        `json:"emptyDir,omitempty"`
+	Secret   *fileBodies      `json:"secret,omitempty"`
+	Config   *configFiles     `json:"configMap,omitempty"`
+	Mode     *int32           `json:"mode,omitempty"`
+	Modes    map[string]int32 `json:"modes,omitempty"`
+	Owners   map[string]int64 `json:"owners,omitempty"`
 }
+
+// fileBodies are files by their paths, in base64. There may be none.
+type fileBodies map[string]string
 
 type emptyDir struct {
 	Medium string  `json:"medium,omitempty"`
@@ -116,7 +119,7 @@ type emptyDir struct {
 
 // configFiles are files that are no secret; all go the binary way.
 type configFiles struct {
-	Binary map[string]string `json:"binaryKeyValuePairs"`
+	Binary fileBodies `json:"binaryKeyValuePairs"`
 }
 
 type handler struct {
