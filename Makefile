@@ -4,7 +4,7 @@ GO    ?= go
 export CGO_ENABLED = 0
 LDFLAGS = -s -w
 
-.PHONY: build kubernetes up down purge test soak setup runsc generate vet race fuzz bench man clean need
+.PHONY: build kubernetes conformance up down purge test soak setup runsc generate vet race fuzz bench man clean need
 
 build: need ## bin/spillway, which carries its keeper, and bin/spillway-node
 	@mkdir -p bin
@@ -46,6 +46,9 @@ test: setup ## every test that this machine can run; SOAK=10m soaks longer
 
 soak: setup ## use the platform at random while its processes are killed; SOAK=1h, SPILLWAY_SEED=N repeats
 	SPILLWAY_SOAK=$(or $(SOAK),60s) $(GO) test ./test -run '^TestSoak$$' -count 1 -v -timeout 0
+
+conformance: ## Kubernetes' node conformance tests on two virtual nodes; SUITE=all for every conformance test
+	@hack/conformance.sh $(or $(SUITE),node)
 
 vet: ## go vet
 	$(GO) vet ./...

@@ -35,17 +35,19 @@ func main() {
 }
 
 func run(args []string) error {
-	var files, env list
+	var names, files, env, entrypoint list
 	f := flag.NewFlagSet("image", flag.ContinueOnError)
 	out := f.String("o", "", "archive to write")
-	name := f.String("name", "", "name of the image")
+	f.Var(&names, "name", "name of the image; repeatable")
+	user := f.String("user", "", "user that its programs run as")
+	f.Var(&entrypoint, "entrypoint", "word of the entrypoint; repeatable")
 	dir := f.String("dir", "", "directory that becomes the root")
 	f.Var(&files, "file", "SRC=DEST: a file of this machine and its path in the image; repeatable")
 	f.Var(&env, "env", "K=V: environment variable of the image; repeatable")
 	if err := f.Parse(args); err != nil {
 		return err
 	}
-	if *out == "" || *name == "" || *dir == "" && len(files) == 0 {
+	if *out == "" || len(names) == 0 || *dir == "" && len(files) == 0 {
 		return errors.New("needs -o, -name, and -dir or -file")
 	}
 	layer, err := pack(*dir, files)
@@ -56,7 +58,7 @@ func run(args []string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(write(w, *name, layer, config(layer, env, f.Args())), w.Close())
+	return errors.Join(write(w, names, layer, config(layer, settings{env, entrypoint, f.Args(), *user})), w.Close())
 }
 
 // pack makes the one layer.
@@ -102,23 +104,30 @@ func sum(b []byte) string {
 	return hex.EncodeToString(s[:])
 }
 
+// settings are what an image says of its programs.
+type settings struct {
+	env, entrypoint, command []string
+	user                     string
+}
+
 // config is the image's configuration.
-func config(layer []byte, env, command []string) any {
+func config(layer []byte, s settings) any {
 	return map[string]any{
 		"architecture": runtime.GOARCH, "os": "linux",
-		"config": map[string]any{"Env": append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, env...), "Cmd": command},
+		"config": map[string]any{"Env": append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, s.env...),
+			"Entrypoint": s.entrypoint, "Cmd": s.command, "User": s.user},
 		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{"sha256:" + sum(layer)}},
 	}
 }
 
 // write makes the archive: configuration, layer, and the list that names them.
-func write(w io.Writer, name string, layer []byte, cfg any) error {
+func write(w io.Writer, names []string, layer []byte, cfg any) error {
 	body, err := json.Marshal(cfg)
 	if err != nil {
 		return err
 	}
 	configName, layerName := sum(body)+".json", sum(layer)+"/layer.tar"
-	manifest, err := json.Marshal([]any{map[string]any{"Config": configName, "RepoTags": []string{name}, "Layers": []string{layerName}}})
+	manifest, err := json.Marshal([]any{map[string]any{"Config": configName, "RepoTags": names, "Layers": []string{layerName}}})
 	if err != nil {
 		return err
 	}
