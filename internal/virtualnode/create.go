@@ -70,23 +70,23 @@ func (p *pods) noRoom(ctx context.Context, pod *corev1.Pod, s *podState, err err
 	if time.Since(s.since) >= p.n.cfg.RoomTimeout {
 		return 0, p.fail(ctx, pod, s, "OutOfResources", err.Error())
 	}
-	p.say(pod, s, corev1.EventTypeWarning, "FailedPlacement", err.Error())
-	return roomPause, p.write(ctx, pod, s, waitingStatus(pod, containerCreating, err.Error(), p.n.facts(), metav1.Now()))
+	p.say(pod, s, "FailedPlacement", err.Error())
+	return roomPause, p.write(ctx, pod, s, waitingStatus(pod, why{containerCreating, err.Error()}, p.n.facts(), metav1.Now()))
 }
 
-// say emits an event once for each new text.
-func (p *pods) say(pod *corev1.Pod, s *podState, kind, reason, message string) {
+// say emits a warning once for each new text.
+func (p *pods) say(pod *corev1.Pod, s *podState, reason, message string) {
 	if s.trouble != reason+message {
 		s.trouble = reason + message
-		p.n.recorder.Event(pod, kind, reason, message)
+		p.n.recorder.Event(pod, corev1.EventTypeWarning, reason, message)
 	}
 }
 
 // fail ends a pod for good.
 func (p *pods) fail(ctx context.Context, pod *corev1.Pod, s *podState, reason, message string) error {
-	p.say(pod, s, corev1.EventTypeWarning, reason, message)
-	status := failedStatus(pod, reason, message, p.n.facts(), metav1.Now())
-	setConditions(pod, status, len(pod.Spec.InitContainers) == 0, false, metav1.Now())
+	p.say(pod, s, reason, message)
+	status := failedStatus(pod, why{reason, message}, p.n.facts(), metav1.Now())
+	setConditions(pod, status, reached{initialized: len(pod.Spec.InitContainers) == 0}, metav1.Now())
 	return p.write(ctx, pod, s, status)
 }
 
@@ -96,12 +96,12 @@ const retryPause = 5 * time.Second
 // wait says what a pod waits for: a reference that is not there.
 func (p *pods) wait(ctx context.Context, pod *corev1.Pod, s *podState, err error) (time.Duration, error) {
 	if m, ok := errors.AsType[*mountError](err); ok {
-		p.say(pod, s, corev1.EventTypeWarning, "FailedMount", fmt.Sprintf("MountVolume.SetUp failed for volume %q : %v", m.volume, m.err))
-		return retryPause, p.write(ctx, pod, s, waitingStatus(pod, containerCreating, "", p.n.facts(), metav1.Now()))
+		p.say(pod, s, "FailedMount", fmt.Sprintf("MountVolume.SetUp failed for volume %q : %v", m.volume, m.err))
+		return retryPause, p.write(ctx, pod, s, waitingStatus(pod, why{containerCreating, ""}, p.n.facts(), metav1.Now()))
 	}
 	if _, ok := errors.AsType[*configError](err); !ok {
 		return 0, err
 	}
-	p.say(pod, s, corev1.EventTypeWarning, "Failed", "Error: "+err.Error())
-	return retryPause, p.write(ctx, pod, s, waitingStatus(pod, "CreateContainerConfigError", err.Error(), p.n.facts(), metav1.Now()))
+	p.say(pod, s, "Failed", "Error: "+err.Error())
+	return retryPause, p.write(ctx, pod, s, waitingStatus(pod, why{"CreateContainerConfigError", err.Error()}, p.n.facts(), metav1.Now()))
 }

@@ -75,7 +75,8 @@ func (e *environment) vars() []envVar {
 }
 
 // environmentOf resolves the variables of a container: services, envFrom, env.
-func environmentOf(pod *corev1.Pod, c *corev1.Container, o objects, f *facts) (*environment, error) {
+func environmentOf(t *translation, c *corev1.Container) (*environment, error) {
+	pod, o := t.pod, t.objects
 	e := &environment{values: map[string]string{}, secret: map[string]bool{}}
 	links := pod.Spec.EnableServiceLinks == nil || *pod.Spec.EnableServiceLinks
 	services := map[string]string{}
@@ -94,7 +95,7 @@ func environmentOf(pod *corev1.Pod, c *corev1.Container, o objects, f *facts) (*
 		}
 	}
 	for i := range c.Env {
-		if err := e.add(pod, c, &c.Env[i], o, f); err != nil {
+		if err := e.add(t, c, &c.Env[i]); err != nil {
 			return nil, err
 		}
 	}
@@ -165,7 +166,8 @@ func optional(err error, isOptional *bool, kind, name string) error {
 	return configErrorf("%s %q cannot be read: %v", kind, name, err)
 }
 
-func (e *environment) add(pod *corev1.Pod, c *corev1.Container, v *corev1.EnvVar, o objects, f *facts) error {
+func (e *environment) add(t *translation, c *corev1.Container, v *corev1.EnvVar) error {
+	pod, o, f := t.pod, t.objects, t.facts
 	if v.ValueFrom == nil {
 		e.set(v.Name, expand(v.Value, e.lookup), e.mentionsSecret(v.Value))
 		return nil

@@ -25,8 +25,9 @@ type tokens interface {
 	token(pod *corev1.Pod, p *corev1.ServiceAccountTokenProjection) (string, error)
 }
 
-// volumeOf translates a pod's volume.
-func volumeOf(pod *corev1.Pod, v *corev1.Volume, o objects, t tokens, f *facts) (volume, error) {
+// volume translates one of the pod's volumes.
+func (t *translation) volume(v *corev1.Volume) (volume, error) {
+	pod, o, f := t.pod, t.objects, t.facts
 	out := volume{Name: v.Name}
 	set := newFileSet()
 	var err error
@@ -59,7 +60,7 @@ func volumeOf(pod *corev1.Pod, v *corev1.Volume, o objects, t tokens, f *facts) 
 	case v.Projected != nil:
 		given(v.Projected.DefaultMode)
 		for i := range v.Projected.Sources {
-			if err = set.project(pod, &v.Projected.Sources[i], o, t, f); err != nil {
+			if err = set.project(t, &v.Projected.Sources[i]); err != nil {
 				break
 			}
 		}
@@ -84,19 +85,26 @@ func (s *fileSet) write(out *volume, mode int32) {
 	}
 }
 
+// choice is which keys of an object become files.
+type choice struct {
+	kind, name string // of the object
+	items      []corev1.KeyToPath
+	optional   *bool
+}
+
 // add puts the keys of an object into the set: all under their own names, or the chosen items under theirs.
-func (s *fileSet) add(kind, name string, data map[string][]byte, items []corev1.KeyToPath, isOptional *bool) error {
-	if len(items) == 0 {
+func (s *fileSet) add(data map[string][]byte, c choice) error {
+	if len(c.items) == 0 {
 		maps.Copy(s.data, data)
 		return nil
 	}
-	for _, i := range items {
+	for _, i := range c.items {
 		body, ok := data[i.Key]
 		if !ok {
-			if isOptional != nil && *isOptional {
+			if c.optional != nil && *c.optional {
 				continue
 			}
-			return configErrorf("references non-existent %s key: %s of %q", kind, i.Key, name)
+			return configErrorf("references non-existent %s key: %s of %q", c.kind, i.Key, c.name)
 		}
 		s.data[i.Path] = body
 		if i.Mode != nil {
@@ -116,7 +124,7 @@ func (s *fileSet) configMap(namespace string, p *corev1.ConfigMapProjection, o o
 		data[k] = []byte(v)
 	}
 	maps.Copy(data, m.BinaryData)
-	return s.add("config", p.Name, data, p.Items, p.Optional)
+	return s.add(data, choice{"config", p.Name, p.Items, p.Optional})
 }
 
 func (s *fileSet) fromSecret(namespace string, p *corev1.SecretProjection, o objects) error {
@@ -125,7 +133,7 @@ func (s *fileSet) fromSecret(namespace string, p *corev1.SecretProjection, o obj
 		return optional(err, p.Optional, "secret", p.Name)
 	}
 	s.secret = true
-	return s.add("secret", p.Name, secret.Data, p.Items, p.Optional)
+	return s.add(secret.Data, choice{"secret", p.Name, p.Items, p.Optional})
 }
 
 func (s *fileSet) downward(pod *corev1.Pod, items []corev1.DownwardAPIVolumeFile, f *facts) error {
@@ -148,7 +156,8 @@ func (s *fileSet) downward(pod *corev1.Pod, items []corev1.DownwardAPIVolumeFile
 	return nil
 }
 
-func (s *fileSet) project(pod *corev1.Pod, p *corev1.VolumeProjection, o objects, t tokens, f *facts) error {
+func (s *fileSet) project(t *translation, p *corev1.VolumeProjection) error {
+	pod, o, f := t.pod, t.objects, t.facts
 	switch {
 	case p.ConfigMap != nil:
 		return s.configMap(pod.Namespace, p.ConfigMap, o)
@@ -157,7 +166,7 @@ func (s *fileSet) project(pod *corev1.Pod, p *corev1.VolumeProjection, o objects
 	case p.DownwardAPI != nil:
 		return s.downward(pod, p.DownwardAPI.Items, f)
 	case p.ServiceAccountToken != nil:
-		token, err := t.token(pod, p.ServiceAccountToken)
+		token, err := t.tokens.token(pod, p.ServiceAccountToken)
 		if err != nil {
 			return configErrorf("failed to fetch token: %v", err)
 		}

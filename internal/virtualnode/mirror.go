@@ -25,8 +25,8 @@ type mirror struct {
 	once   sync.Once
 }
 
-func newMirror(platform *client.Client, rg string, mine func(*client.Group) bool, changed func(string), log *slog.Logger) *mirror {
-	return &mirror{platform: platform, rg: rg, mine: mine, changed: changed, log: log,
+func newMirror(n *Node, changed func(uid string)) *mirror {
+	return &mirror{platform: n.platform, rg: n.cfg.ResourceGroup, mine: n.mine, changed: changed, log: n.log,
 		groups: map[string]*client.Group{}, gone: map[string]*client.Group{}, synced: make(chan struct{})}
 }
 

@@ -107,7 +107,7 @@ func Run(ctx context.Context, cfg Config) error {
 	n.informers = informers.NewSharedInformerFactory(n.kube, 0)
 	services := n.informers.Core().V1().Services()
 	n.tokens = newTokenCache(ctx, n.kube)
-	n.mirror = newMirror(cfg.Platform, cfg.ResourceGroup, n.mine, func(uid string) { n.pods.queue.Add(uid) }, n.log)
+	n.mirror = newMirror(n, func(uid string) { n.pods.queue.Add(uid) })
 	n.pods = newPods(n)
 	n.objects = newObjectCache(ctx, n.kube, services.Lister(), func(uid string) { n.pods.queue.Add(uid) }, n.log)
 

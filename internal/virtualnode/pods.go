@@ -205,7 +205,7 @@ func (p *pods) vanished(ctx context.Context, pod *corev1.Pod, s *podState, last 
 	status := statusOf(pod, last, p.n.facts(), metav1.Now())
 	endAll(status, metav1.Now())
 	status.Phase, status.Reason, status.Message = corev1.PodFailed, "NotFound", "the pod's container group was deleted on the platform"
-	setConditions(pod, status, true, false, metav1.Now())
+	setConditions(pod, status, reached{initialized: true}, metav1.Now())
 	return p.write(ctx, pod, s, status)
 }
 

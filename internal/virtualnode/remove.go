@@ -30,7 +30,7 @@ func (p *pods) remove(ctx context.Context, pod *corev1.Pod, s *podState, group *
 		}
 	}
 	if !finished(pod) {
-		status := failedStatus(pod, pod.Status.Reason, pod.Status.Message, p.n.facts(), metav1.Now())
+		status := failedStatus(pod, why{pod.Status.Reason, pod.Status.Message}, p.n.facts(), metav1.Now())
 		if group != nil {
 			status = statusOf(pod, group, p.n.facts(), metav1.Now())
 			endAll(status, metav1.Now())
@@ -38,7 +38,7 @@ func (p *pods) remove(ctx context.Context, pod *corev1.Pod, s *podState, group *
 				status.Phase = corev1.PodFailed
 			}
 		}
-		setConditions(pod, status, true, false, metav1.Now())
+		setConditions(pod, status, reached{initialized: true}, metav1.Now())
 		if err := p.write(ctx, pod, s, status); err != nil {
 			return 0, err
 		}

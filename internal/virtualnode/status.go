@@ -47,7 +47,7 @@ func statusOf(pod *corev1.Pod, g *client.Group, f *facts, now metav1.Time) *core
 	if view.Reason != "" && s.Phase == corev1.PodFailed {
 		s.Reason, s.Message = reasonAndMessage(view.Reason)
 	}
-	setConditions(pod, s, initialized, view.Address != "", now)
+	setConditions(pod, s, reached{initialized, view.Address != ""}, now)
 	return s
 }
 
@@ -243,8 +243,14 @@ func (b *statusBuilder) outcome() corev1.PodPhase {
 	return corev1.PodSucceeded
 }
 
+// reached is what a pod has behind it.
+type reached struct {
+	initialized bool // its init containers have done their work
+	sandbox     bool // it has an address: containers can start
+}
+
 // setConditions writes the conditions that are a node's to write.
-func setConditions(pod *corev1.Pod, s *corev1.PodStatus, initialized, sandbox bool, now metav1.Time) {
+func setConditions(pod *corev1.Pod, s *corev1.PodStatus, got reached, now metav1.Time) {
 	done := s.Phase == corev1.PodSucceeded || s.Phase == corev1.PodFailed
 	var notReady, notInitialized []string
 	for _, c := range s.ContainerStatuses {
@@ -270,7 +276,7 @@ func setConditions(pod *corev1.Pod, s *corev1.PodStatus, initialized, sandbox bo
 	case !ready.ok:
 		ready.reason, ready.message = "ContainersNotReady", "containers with unready status: ["+strings.Join(notReady, " ")+"]"
 	}
-	initial := condition{kind: corev1.PodInitialized, ok: initialized || s.Phase == corev1.PodSucceeded}
+	initial := condition{kind: corev1.PodInitialized, ok: got.initialized || s.Phase == corev1.PodSucceeded}
 	if !initial.ok {
 		initial.reason, initial.message = "ContainersNotInitialized", "containers with incomplete status: ["+strings.Join(notInitialized, " ")+"]"
 	} else if s.Phase == corev1.PodSucceeded {
@@ -284,7 +290,7 @@ func setConditions(pod *corev1.Pod, s *corev1.PodStatus, initialized, sandbox bo
 			whole.message = "corresponding condition of pod readiness gate \"" + string(gate.ConditionType) + "\" does not exist or is not True."
 		}
 	}
-	for _, c := range []condition{{kind: corev1.PodReadyToStartContainers, ok: sandbox && !done}, initial, whole, ready, {kind: corev1.PodScheduled, ok: true}} {
+	for _, c := range []condition{{kind: corev1.PodReadyToStartContainers, ok: got.sandbox && !done}, initial, whole, ready, {kind: corev1.PodScheduled, ok: true}} {
 		c.set(s, pod.Generation, now)
 	}
 }
@@ -328,11 +334,14 @@ func conditionTrue(list []corev1.PodCondition, kind corev1.PodConditionType) boo
 	return false
 }
 
+// why says why a pod or a container is as it is.
+type why struct{ reason, message string }
+
 // failedStatus is the status of a pod that will never run here.
-func failedStatus(pod *corev1.Pod, reason, message string, f *facts, now metav1.Time) *corev1.PodStatus {
+func failedStatus(pod *corev1.Pod, because why, f *facts, now metav1.Time) *corev1.PodStatus {
 	s := pod.Status.DeepCopy()
 	s.ObservedGeneration = pod.Generation
-	s.Phase, s.Reason, s.Message = corev1.PodFailed, reason, message
+	s.Phase, s.Reason, s.Message = corev1.PodFailed, because.reason, because.message
 	if s.StartTime == nil {
 		s.StartTime = &now
 	}
@@ -341,7 +350,7 @@ func failedStatus(pod *corev1.Pod, reason, message string, f *facts, now metav1.
 }
 
 // waitingStatus is the status of a pod whose group cannot be made yet.
-func waitingStatus(pod *corev1.Pod, reason, message string, f *facts, now metav1.Time) *corev1.PodStatus {
+func waitingStatus(pod *corev1.Pod, because why, f *facts, now metav1.Time) *corev1.PodStatus {
 	s := pod.Status.DeepCopy()
 	s.ObservedGeneration, s.Phase = pod.Generation, corev1.PodPending
 	if s.StartTime == nil {
@@ -349,20 +358,20 @@ func waitingStatus(pod *corev1.Pod, reason, message string, f *facts, now metav1
 	}
 	s.HostIP, s.HostIPs = f.nodeIP, []corev1.HostIP{{IP: f.nodeIP}}
 	no := false
-	list := func(specs []corev1.Container, reason, message string) []corev1.ContainerStatus {
+	list := func(specs []corev1.Container, because why) []corev1.ContainerStatus {
 		var out []corev1.ContainerStatus
 		for i := range specs {
 			out = append(out, corev1.ContainerStatus{Name: specs[i].Name, Image: specs[i].Image, Started: &no,
-				State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: reason, Message: message}}})
+				State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: because.reason, Message: because.message}}})
 		}
 		return out
 	}
 	if len(pod.Spec.InitContainers) > 0 {
-		s.InitContainerStatuses = list(pod.Spec.InitContainers, reason, message)
-		s.ContainerStatuses = list(pod.Spec.Containers, podInitializing, "")
+		s.InitContainerStatuses = list(pod.Spec.InitContainers, because)
+		s.ContainerStatuses = list(pod.Spec.Containers, why{reason: podInitializing})
 	} else {
-		s.ContainerStatuses = list(pod.Spec.Containers, reason, message)
+		s.ContainerStatuses = list(pod.Spec.Containers, because)
 	}
-	setConditions(pod, s, len(pod.Spec.InitContainers) == 0, false, now)
+	setConditions(pod, s, reached{initialized: len(pod.Spec.InitContainers) == 0}, now)
 	return s
 }

@@ -68,7 +68,7 @@ func translate(t translation) (*groupResource, error) {
 		return nil, err
 	}
 	for i := range spec.Volumes {
-		v, err := volumeOf(pod, &spec.Volumes[i], t.objects, t.tokens, f)
+		v, err := t.volume(&spec.Volumes[i])
 		if err != nil {
 			return nil, &mountError{spec.Volumes[i].Name, err}
 		}
@@ -141,7 +141,7 @@ func asksForPtrace(pod *corev1.Pod) bool {
 }
 
 func (t *translation) container(c *corev1.Container) (container, error) {
-	env, err := environmentOf(t.pod, c, t.objects, t.facts)
+	env, err := environmentOf(t, c)
 	if err != nil {
 		return container{}, err
 	}

@@ -68,7 +68,7 @@ func (p *pods) update(ctx context.Context, pod *corev1.Pod, s *podState, group *
 	}
 	g, err := p.n.platform.PatchGroup(ctx, p.n.cfg.ResourceGroup, group.Name, json.RawMessage(body))
 	if fault.KindOf(err) == fault.Invalid {
-		p.say(pod, s, corev1.EventTypeWarning, "FailedUpdate", err.Error())
+		p.say(pod, s, "FailedUpdate", err.Error())
 		return again, nil
 	}
 	if err != nil {
@@ -77,7 +77,7 @@ func (p *pods) update(ctx context.Context, pod *corev1.Pod, s *podState, group *
 	s.live = body
 	p.n.mirror.put(string(pod.UID), g)
 	if asksForPtrace(pod) {
-		p.say(pod, s, corev1.EventTypeWarning, "CapabilityNotGranted", "spec.ephemeralContainers: SYS_PTRACE is not granted on a shared platform; processes of the debugger's own user can be traced without it")
+		p.say(pod, s, "CapabilityNotGranted", "spec.ephemeralContainers: SYS_PTRACE is not granted on a shared platform; processes of the debugger's own user can be traced without it")
 	}
 	return again, nil
 }
