@@ -60,7 +60,7 @@ base "$work/plain"
 image "busybox ipc-utils perl" "$work/plain" -- sh
 base "$work/agnhost"
 copy "$work/agnhost" curl dig
-cp "$programs/agnhost" "$work/agnhost/agnhost" && mkdir -p "$work/agnhost/uploads"
+cp "$programs/agnhost" "$work/agnhost/agnhost" && ln -sf agnhost "$work/agnhost/agnhost-2" && mkdir -p "$work/agnhost/uploads"
 image agnhost "$work/agnhost" -entrypoint /agnhost -- pause
 mkdir -p "$work/pause" && cp "$programs/agnhost" "$work/pause/agnhost"
 image pause "$work/pause" -user 65535:65535 -entrypoint /agnhost -entrypoint pause

@@ -46,7 +46,7 @@ func hostsFile(g *group.Group, addr netip.Addr) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "127.0.0.1\tlocalhost\n%s\t%s\n", addr, hostname(g))
 	for _, alias := range g.Spec.HostAliases {
-		fmt.Fprintf(&b, "%s\t%s\n", alias.IP, strings.Join(alias.Names, " "))
+		fmt.Fprintf(&b, "%s\t%s\n", alias.IP, strings.Join(alias.Names, "\t"))
 	}
 	if g.Spec.Placeholder != "" {
 		return strings.ReplaceAll(b.String(), g.Spec.Placeholder, addr.String())

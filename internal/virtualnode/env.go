@@ -146,7 +146,7 @@ func (e *environment) addFrom(namespace string, from *corev1.EnvFromSource, o ob
 	}
 	// Names that are none are left out, as a kubelet does.
 	e.order = slices.DeleteFunc(e.order, func(name string) bool {
-		bad := len(validation.IsEnvVarName(name)) > 0
+		bad := len(validation.IsRelaxedEnvVarName(name)) > 0
 		if bad {
 			delete(e.values, name)
 		}
