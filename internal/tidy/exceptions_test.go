@@ -18,6 +18,9 @@ var manyParams = map[string]string{
 	"group.AddEvent":        "an event as it is written down: when, what, whose",
 	"keeper.appendLine":     "the log format's fields, without an allocation for each line",
 	"network.encodeSet":     "the fields of one kernel message",
+
+	"virtualnode.session.ExecInContainer": "the shape that the streaming library calls",
+	"virtualnode.session.AttachContainer": "the shape that the streaming library calls",
 }
 
 // wideInterfaces have more methods than an interface should.

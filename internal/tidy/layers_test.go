@@ -17,7 +17,7 @@ var layers = []struct {
 	{"pure", []string{"arm", "converge", "place", "seccomp", "stream"}},
 	{"adapter", []string{"cgroup", "client", "dns", "identity", "image", "keeper", "network", "probe", "runtime", "sandbox",
 		"store/embedded", "store/etcd", "store/mem", "store/sealed", "volume"}},
-	{"service", []string{"agent", "controller", "httpapi", "sim"}},
+	{"service", []string{"agent", "controller", "httpapi", "sim", "virtualnode"}},
 	{"command", []string{"bench", "cli", "doctor", "platform", "tidy"}},
 }
 
@@ -37,10 +37,13 @@ var sideways = map[string]string{
 	"cli -> platform":       "a command line reaches every command",
 }
 
-// programs are what a main package or a support package of tests may import.
+// programs are what a main package, or a package that must know no more of this house, may import.
 var programs = map[string][]string{
-	"cmd/spillway":        {"internal/cli"},
-	"cmd/spillway-keeper": {"internal/keeper", "internal/sandbox"},
+	"cmd/spillway":      {"internal/cli"},
+	"cmd/spillway-node": {"internal/client", "internal/virtualnode"},
+	// The virtual node is a client of the API as any other; the vocabulary is the client's, too.
+	"internal/virtualnode": {"internal/client", "internal/fault", "internal/host"},
+	"cmd/spillway-keeper":  {"internal/keeper", "internal/sandbox"},
 }
 
 // outside are the storeys' rules about other people's code: vocabulary uses none, and the keeper, which carries every
@@ -110,6 +113,29 @@ func TestProgramsImportOnlyTheirPart(t *testing.T) {
 				t.Errorf("%s must not import %s", s.path, to)
 			}
 		}
+	}
+}
+
+// clustered are the packages that may link Kubernetes: everything else works where there is none.
+var clustered = []string{"cmd/spillway-node", "internal/virtualnode", "test"}
+
+func TestKubernetesStaysInTheVirtualNode(t *testing.T) {
+	n := 0
+	for _, s := range sources(t) {
+		if strings.HasPrefix(s.pkg, "kubernetes") {
+			continue
+		}
+		for _, i := range s.imports() {
+			if !strings.HasPrefix(i, "k8s.io/") {
+				continue
+			}
+			if n++; !slices.Contains(clustered, s.pkg) {
+				t.Errorf("%s must not import %s: Kubernetes stays in the virtual node", s.path, i)
+			}
+		}
+	}
+	if n == 0 {
+		t.Error("nothing imports Kubernetes: the rule is of no use")
 	}
 }
 
