@@ -72,7 +72,7 @@ func TestFilesOfAGroup(t *testing.T) {
 	if len(hostname(g)) != maxHostname {
 		t.Errorf("hostname of %d bytes, the kernel takes %d", len(hostname(g)), maxHostname)
 	}
-	if got := hostsFile(g, gateway); !strings.HasSuffix(got, "10.1.1.1\tdb db.local\n") || !strings.HasPrefix(got, "127.0.0.1\tlocalhost\n10.0.0.1\tn") {
+	if got := hostsFile(g, gateway); !strings.HasSuffix(got, "10.1.1.1\tdb\tdb.local\n") || !strings.HasPrefix(got, "127.0.0.1\tlocalhost\n10.0.0.1\tn") {
 		t.Errorf("hosts file %q", got)
 	}
 }
