@@ -17,7 +17,7 @@ import (
 	"spillway.dev/spillway/internal/group"
 )
 
-// runFlags are what `run` can say about a group; the platform checks all of it.
+// runFlags are what `run` can say about a group; the platform checks nearly all of it.
 type runFlags struct {
 	name, restart, isolation, label, network string
 	cpu, memory                              float64
@@ -113,7 +113,23 @@ func nameOf(image string) string {
 
 type object = map[string]any
 
+// checkAmounts refuses amounts with which no program runs. The API takes them: there they stand for a share of what is
+// left, which nobody means by a flag.
+func (f *runFlags) checkAmounts() error {
+	const gigabyte = 1 << 30
+	if f.cpu*1000 < group.MinMilliCPU {
+		return usagef("--cpu %g: a container gets at least %g cores", f.cpu, group.MinMilliCPU/1000.0)
+	}
+	if f.memory*gigabyte < group.MinMemory {
+		return usagef("--memory %g: a container gets at least %.3f GB", f.memory, float64(group.MinMemory)/gigabyte)
+	}
+	return nil
+}
+
 func (a *app) runBody(location, image string, command []string, f runFlags) (object, error) {
+	if err := f.checkAmounts(); err != nil {
+		return nil, err
+	}
 	ports, err := parsePorts(f.ports)
 	if err != nil {
 		return nil, err
