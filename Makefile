@@ -19,9 +19,11 @@ need:
 KUBERNETES = v1.36.3
 KUBERNETES_LDFLAGS = $(LDFLAGS) $(foreach p,k8s.io/component-base/version k8s.io/client-go/pkg/version,-X $(p).gitVersion=$(KUBERNETES) -X $(p).gitMajor=1 -X $(p).gitMinor=36)
 
-kubernetes: need ## bin/spillway-kubernetes: a control plane without nodes (its first build takes some minutes)
+kubernetes: need ## what 'spillway up --kubernetes' starts: bin/spillway-kubernetes (its first build takes some minutes), coredns, metrics-server
 	@mkdir -p bin
 	cd kubernetes && $(GO) build -trimpath -ldflags '$(KUBERNETES_LDFLAGS)' -o ../bin/spillway-kubernetes ./cmd/spillway-kubernetes
+	cd kubernetes/coredns && $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o ../../bin/coredns .
+	cd kubernetes/metrics && $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o ../../bin/metrics-server sigs.k8s.io/metrics-server/cmd/metrics-server
 
 up: ## build, start the platform in the background, run the sample group
 	@hack/need.sh up
