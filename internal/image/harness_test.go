@@ -85,7 +85,7 @@ func (s *registryServer) push(t *testing.T, repo string, img v1.Image) string {
 	return ref
 }
 
-func layer(t *testing.T, headers ...*tar.Header) v1.Layer {
+func layer(t testing.TB, headers ...*tar.Header) v1.Layer {
 	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
@@ -115,7 +115,7 @@ func file(path, body string) *tar.Header {
 	return &tar.Header{Name: path, Typeflag: tar.TypeReg, PAXRecords: map[string]string{"SPILLWAY.body": body}}
 }
 
-func build(t *testing.T, arch string, layers ...v1.Layer) v1.Image {
+func build(t testing.TB, arch string, layers ...v1.Layer) v1.Image {
 	t.Helper()
 	img, err := mutate.AppendLayers(empty.Image, layers...)
 	if err != nil {
@@ -135,7 +135,7 @@ func build(t *testing.T, arch string, layers ...v1.Layer) v1.Image {
 	return img
 }
 
-func open(t *testing.T, cfg Config) *Store {
+func open(t testing.TB, cfg Config) *Store {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root to unpack layers")
@@ -167,7 +167,7 @@ func code(err error) string {
 	return fmt.Sprint(err)
 }
 
-func read(t *testing.T, path string) []byte {
+func read(t testing.TB, path string) []byte {
 	t.Helper()
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -176,7 +176,7 @@ func read(t *testing.T, path string) []byte {
 	return b
 }
 
-func gzipped(t *testing.T, data []byte) []byte {
+func gzipped(t testing.TB, data []byte) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	w := gzip.NewWriter(&b)
