@@ -20,7 +20,7 @@ export CGO_ENABLED=0 KUBECONFIG=$dir/kubernetes/kubeconfig
 
 say() { echo "conformance: $*" >&2; }
 [ "$(id -u)" = 0 ] || { say "run as root"; exit 1; }
-for pair in curl:curl dig:bind9-dnsutils gcc:gcc busybox:busybox-static ip:iproute2; do
+for pair in curl:curl nc.openbsd:netcat-openbsd dig:bind9-dnsutils gcc:gcc busybox:busybox-static ip:iproute2; do
     command -v "${pair%%:*}" >/dev/null || apt-get install -y --no-install-recommends "${pair#*:}" >/dev/null
 done
 
@@ -29,6 +29,7 @@ mkdir -p "$programs"
 make --no-print-directory build kubernetes >/dev/null
 (
     cd kubernetes
+    go build -o "$programs/kubectl" k8s.io/kubernetes/cmd/kubectl
     go build -o "$programs/agnhost" k8s.io/kubernetes/test/images/agnhost
     go build -o "$programs/ginkgo" github.com/onsi/ginkgo/v2/ginkgo
     go test -c -o "$programs/e2e.test" k8s.io/kubernetes/test/e2e
@@ -75,6 +76,6 @@ hack/conformance/images.sh "$dir/images" "$programs" "$dir/platform/client.json"
 say "run"
 status=0
 "$programs/ginkgo" --procs="$procs" --focus="$focus" --skip='\[Disruptive\]' --no-color --silence-skips --timeout=3h --output-dir="$dir/report" --json-report=report.json \
-    "$programs/e2e.test" -- --kubeconfig="$KUBECONFIG" --provider=skeleton --disable-log-dump=true >"$dir/report/log" 2>&1 || status=$?
+    "$programs/e2e.test" -- --kubeconfig="$KUBECONFIG" --kubectl-path="$programs/kubectl" --provider=skeleton --disable-log-dump=true >"$dir/report/log" 2>&1 || status=$?
 grep -E '^(Ran|  \[FAIL\]|Ginkgo ran)' "$dir/report/log" || tail -n 20 "$dir/report/log"
 exit $status

@@ -59,7 +59,8 @@ www=(/bin/busybox httpd -f -p 80 -h)
 base "$work/plain"
 image "busybox ipc-utils perl" "$work/plain" -- sh
 base "$work/agnhost"
-copy "$work/agnhost" curl dig
+copy "$work/agnhost" curl dig nc.openbsd
+ln -sf ../usr/local/bin/nc.openbsd "$work/agnhost/bin/nc"
 cp "$programs/agnhost" "$work/agnhost/agnhost" && ln -sf agnhost "$work/agnhost/agnhost-2" && mkdir -p "$work/agnhost/uploads"
 image agnhost "$work/agnhost" -entrypoint /agnhost -- pause
 mkdir -p "$work/pause" && cp "$programs/agnhost" "$work/pause/agnhost"

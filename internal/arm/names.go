@@ -101,8 +101,11 @@ func envRule(s string, loose bool) bool {
 	}
 	for i := range len(s) {
 		c := s[i]
+		if loose && c >= ' ' && c < 0x7f && c != '=' {
+			continue // as Kubernetes: whatever can be printed
+		}
 		digit := c >= '0' && c <= '9'
-		ok := alnum(c) && (i > 0 || !digit) || c == '_' || loose && (c == '-' || c == '.')
+		ok := alnum(c) && (i > 0 || !digit) || c == '_'
 		if !ok {
 			return false
 		}
