@@ -147,7 +147,7 @@ func (d *decoder) own(o *object, s *group.Spec) {
 	}
 	s.Isolation = group.Isolation(o.pick(vOwn, "isolation", string(group.IsolationShared), string(group.IsolationGVisor)))
 	for _, a := range o.list(o.since(vOwn, "hostAliases")) {
-		s.HostAliases = append(s.HostAliases, d.hostAlias(a))
+		s.HostAliases = append(s.HostAliases, d.hostAlias(a, s.Placeholder))
 	}
 	s.Hostname = o.str(o.since(vOwn, "hostname"))
 	if s.Hostname != "" && (!hostName(s.Hostname) || len(s.Hostname) > maxName+1) {
@@ -203,9 +203,10 @@ func (o *object) network(field string) string {
 	return name
 }
 
-func (d *decoder) hostAlias(o *object) group.HostAlias {
+// hostAlias reads a line of /etc/hosts; its address may be the group's own, by its placeholder.
+func (d *decoder) hostAlias(o *object, placeholder string) group.HostAlias {
 	a := group.HostAlias{IP: o.required("ip"), Names: o.strings("hostnames")}
-	if _, err := netip.ParseAddr(a.IP); a.IP != "" && err != nil {
+	if _, err := netip.ParseAddr(a.IP); a.IP != "" && a.IP != placeholder && err != nil {
 		d.fault("", o.at("ip"), "The field '%s' must be an IP address, got '%s'.", o.at("ip"), clip(a.IP))
 	}
 	if len(a.Names) == 0 {

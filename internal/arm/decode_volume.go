@@ -120,10 +120,15 @@ func (d *decoder) modes(o *object, v *group.Volume) {
 	if size > group.MaxSecretBytes {
 		d.fault("", o.path, "The files of volume '%s' have %d bytes together; at most %d are allowed.", clip(v.Name), size, group.MaxSecretBytes)
 	}
+	// An answer shows no files of a secret: put back, it keeps those that there are.
+	unknown := func(k string) bool {
+		_, ok := files.Data[k]
+		return !ok && (v.Secret == nil || len(files.Data) > 0)
+	}
 	if owners != nil {
 		files.Owners = map[string]int64{}
 		for _, k := range sortedKeys(owners.m) {
-			if _, ok := files.Data[k]; !ok {
+			if unknown(k) {
 				d.fault("", owners.path, "The field '%s' names the file '%s', which the volume does not have.", owners.path, clip(k))
 			}
 			if id := owners.id(k); id != nil {
@@ -136,7 +141,7 @@ func (d *decoder) modes(o *object, v *group.Volume) {
 	}
 	files.Modes = map[string]uint32{}
 	for _, k := range sortedKeys(single.m) {
-		if _, ok := files.Data[k]; !ok {
+		if unknown(k) {
 			d.fault("", single.path, "The field '%s' names the file '%s', which the volume does not have.", single.path, clip(k))
 			continue
 		}

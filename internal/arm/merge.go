@@ -5,7 +5,7 @@ import "spillway.dev/spillway/internal/group"
 // KeepSecrets fills the secrets that a client could not send because no GET ever returned them: a body that was read,
 // edited and put back keeps the secrets it had. update is changed in place.
 func KeepSecrets(old, update *group.Spec) {
-	for _, lists := range [][2][]group.Container{{old.Containers, update.Containers}, {old.InitContainers, update.InitContainers}} {
+	for _, lists := range [][2][]group.Container{{old.Containers, update.Containers}, {old.InitContainers, update.InitContainers}, {old.Ephemeral, update.Ephemeral}} {
 		for i := range lists[1] {
 			for j := range lists[0] {
 				if lists[0][j].Name == lists[1][i].Name {
