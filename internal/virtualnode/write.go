@@ -4,9 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"reflect"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -15,7 +15,7 @@ import (
 
 // write patches a pod's status when it has changed.
 func (p *pods) write(ctx context.Context, pod *corev1.Pod, s *podState, status *corev1.PodStatus) error {
-	if reflect.DeepEqual(status, &pod.Status) || s.written != nil && reflect.DeepEqual(withoutForeign(status), withoutForeign(s.written)) {
+	if equality.Semantic.DeepEqual(status, &pod.Status) || s.written != nil && equality.Semantic.DeepEqual(withoutForeign(status), withoutForeign(s.written)) {
 		return nil
 	}
 	patch, err := statusPatch(pod, status)
