@@ -32,6 +32,7 @@ func run() error {
 	flags.TextVar(&cfg.ServiceCIDR, "service-cidr", cfg.ServiceCIDR, "addresses of Services")
 	flags.TextVar(&cfg.Advertise, "advertise-address", netip.Addr{}, "address at which pods reach the API (default: the one it listens on, or this machine's when that is loopback)")
 	names := flags.String("cert-names", "", "further names and addresses in the API's certificate, separated by commas")
+	addons := flags.String("addons", "", "NAME=IMAGE,…: what runs in the cluster as pods; there are coredns and metrics-server")
 	klog.InitFlags(flags)
 	if err := flags.Parse(os.Args[1:]); err != nil {
 		return err
@@ -39,6 +40,12 @@ func run() error {
 	if *names != "" {
 		cfg.Names = strings.Split(*names, ",")
 	}
+	cfg.Addons = map[string]string{}
+	for _, pair := range strings.FieldsFunc(*addons, func(r rune) bool { return r == ',' }) {
+		name, image, _ := strings.Cut(pair, "=")
+		cfg.Addons[name] = image
+	}
+	cfg.Usable = func() { fmt.Println("usable") }
 	cfg.Ready = func(endpoint string) { fmt.Println("ready", endpoint) }
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()

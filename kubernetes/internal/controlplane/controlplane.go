@@ -25,17 +25,20 @@ import (
 // Config is a control plane.
 type Config struct {
 	DataDir     string
-	Listen      string       // HOST:PORT of the API
-	Advertise   netip.Addr   // address at which pods reach the API, never loopback; invalid: chosen
-	ServiceCIDR netip.Prefix // addresses of Services
-	Names       []string     // further names and addresses in the API's certificate
+	Listen      string            // HOST:PORT of the API
+	Advertise   netip.Addr        // address at which pods reach the API, never loopback; invalid: chosen
+	ServiceCIDR netip.Prefix      // addresses of Services
+	Names       []string          // further names and addresses in the API's certificate
+	Addons      map[string]string // add-on → its image, which every node has: coredns, metrics-server
 	Ready       func(endpoint string)
+	Usable      func() // a node is there and the name server answers; never called without the add-on coredns
 }
 
 // files are the paths of what the components read.
 type files struct {
 	ca, caKey, serving, servingKey         string
 	kubeletClient, kubeletClientKey        string
+	metrics, metricsKey                    string
 	proxyCA, proxyClient, proxyClientKey   string
 	serviceAccounts                        string
 	admin, manager, scheduler              string
@@ -44,6 +47,10 @@ type files struct {
 
 // Run runs the control plane until ctx ends, or until a component fails.
 func Run(ctx context.Context, cfg Config) error {
+	began := time.Now()
+	if err := checkAddons(cfg.Addons); err != nil {
+		return err
+	}
 	f, listener, err := prepare(&cfg)
 	if err != nil {
 		return err
@@ -76,6 +83,9 @@ func Run(ctx context.Context, cfg Config) error {
 		}
 		if cfg.Ready != nil {
 			cfg.Ready(f.endpoint)
+		}
+		if err := runAddons(loops, &cfg, f, began); err != nil && loops.Err() == nil {
+			return fmt.Errorf("add-ons: %w", err)
 		}
 		return nil
 	})
@@ -141,6 +151,9 @@ func makeFiles(cfg *Config, pki, address string) (*files, error) {
 	}
 	client := subject{name: "kube-apiserver-kubelet-client", organizations: []string{"system:masters"}, usage: x509.ExtKeyUsageClientAuth}
 	if f.kubeletClient, f.kubeletClientKey, err = ca.keep(pki, "kubelet-client", client); err != nil {
+		return nil, err
+	}
+	if f.metrics, f.metricsKey, err = ca.keep(pki, "metrics-server", metricsSubject()); err != nil {
 		return nil, err
 	}
 	if f.proxyClient, f.proxyClientKey, err = proxy.keep(pki, "proxy-client", subject{name: "front-proxy-client", usage: x509.ExtKeyUsageClientAuth}); err != nil {
