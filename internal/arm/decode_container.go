@@ -193,6 +193,12 @@ func (d *decoder) resources(p *object, required bool) (requests, limits group.Re
 	}
 	if lim := r.child("limits"); lim != nil {
 		limits = d.amounts(lim, false)
+		if _, given := lim.m["cpu"]; given && limits.MilliCPU == 0 {
+			limits.MilliCPU = group.Unlimited
+		}
+		if _, given := lim.m["memoryInGB"]; given && limits.Memory == 0 {
+			limits.Memory = group.Unlimited
+		}
 	}
 	r.done()
 	return requests, limits

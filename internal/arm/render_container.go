@@ -69,10 +69,22 @@ func (e encoder) ownContainer(c *group.Container) *OwnContainer {
 func resources(c *group.Container) *wireResources {
 	r := &wireResources{Requests: amounts(c.Requests)}
 	if c.Limits != (group.Resources{}) {
-		limits := amounts(c.Limits)
-		r.Limits = &limits
+		r.Limits = limits(c.Limits)
 	}
 	return r
+}
+
+func limits(r group.Resources) *wireLimits {
+	w := &wireLimits{}
+	if r.MilliCPU != 0 {
+		cores := float64(max(r.MilliCPU, 0)) / 1000
+		w.CPU = &cores
+	}
+	if r.Memory != 0 {
+		gb := inGB(max(r.Memory, 0))
+		w.MemoryInGB = &gb
+	}
+	return w
 }
 
 func amounts(r group.Resources) wireAmounts {

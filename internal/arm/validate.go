@@ -136,7 +136,7 @@ func (d *decoder) totals(s *group.Spec) {
 // limit checks one amount: request, limit and the group's total.
 func (d *decoder) limit(container, what string, show func(int64) string, amounts [3]int64) {
 	request, limit, total := amounts[0], amounts[1], amounts[2]
-	if limit == 0 {
+	if limit == 0 || limit == group.Unlimited {
 		return
 	}
 	if limit < request {

@@ -132,13 +132,19 @@ type wireEnv struct {
 }
 
 type wireResources struct {
-	Requests wireAmounts  `json:"requests"`
-	Limits   *wireAmounts `json:"limits,omitempty"`
+	Requests wireAmounts `json:"requests"`
+	Limits   *wireLimits `json:"limits,omitempty"`
 }
 
 type wireAmounts struct {
 	MemoryInGB float64 `json:"memoryInGB,omitempty"`
 	CPU        float64 `json:"cpu,omitempty"`
+}
+
+// wireLimits tells an absent limit, which is the request, from 0, which is none.
+type wireLimits struct {
+	MemoryInGB *float64 `json:"memoryInGB,omitempty"`
+	CPU        *float64 `json:"cpu,omitempty"`
 }
 
 type wireMount struct {

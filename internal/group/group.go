@@ -106,7 +106,7 @@ type Container struct {
 	Env            []EnvVar          `json:"env,omitempty"`
 	Ports          []Port            `json:"ports,omitempty"`
 	Requests       Resources         `json:"requests"`
-	Limits         Resources         `json:"limits"` // zero fields: the requests
+	Limits         Resources         `json:"limits"` // zero fields: the requests; Unlimited: none
 	Mounts         []Mount           `json:"mounts,omitempty"`
 	Liveness       *Probe            `json:"liveness,omitempty"`
 	Readiness      *Probe            `json:"readiness,omitempty"`

@@ -46,14 +46,20 @@ func (s *Spec) Grace() time.Duration {
 	return time.Duration(*s.GraceSeconds) * time.Second
 }
 
-// Limit is what a container may use at most: its limits, its requests where it has none.
+// Unlimited as an amount of Container.Limits: what the host has.
+const Unlimited = -1
+
+// Limit is what a container may use at most: its limits, its requests where it has none; zero: what the host has.
 func (c *Container) Limit() Resources {
-	limit := c.Limits
-	if limit.MilliCPU == 0 {
-		limit.MilliCPU = c.Requests.MilliCPU
-	}
-	if limit.Memory == 0 {
-		limit.Memory = c.Requests.Memory
+	return Resources{MilliCPU: limit(c.Limits.MilliCPU, c.Requests.MilliCPU), Memory: limit(c.Limits.Memory, c.Requests.Memory)}
+}
+
+func limit(limit, request int64) int64 {
+	switch limit {
+	case Unlimited:
+		return 0
+	case 0:
+		return request
 	}
 	return limit
 }

@@ -182,11 +182,9 @@ func resourcesOf(c *corev1.Container) *resources {
 	amount := func(l corev1.ResourceList) amounts {
 		return amounts{CPU: float64(l.Cpu().MilliValue()) / 1000, Memory: gigabytes(l.Memory().Value())}
 	}
-	r := &resources{Requests: amount(c.Resources.Requests)}
-	if l := amount(c.Resources.Limits); l != (amounts{}) {
-		r.Limits = &l
-	}
-	return r
+	// A limit that is not set is none, and not the request.
+	limits := amount(c.Resources.Limits)
+	return &resources{Requests: amount(c.Resources.Requests), Limits: &limits}
 }
 
 // securityOf joins the pod's security context with the container's, which comes first.

@@ -162,7 +162,10 @@ func mountTmpfs(path string, size int64, mode os.FileMode) error {
 		return err
 	}
 	// gofail: var volumeBeforeMount struct{}
-	opts := fmt.Sprintf("size=%d,mode=%o", max(size, int64(os.Getpagesize())), mode)
+	opts := fmt.Sprintf("mode=%o", mode)
+	if size > 0 { // else the kernel's default: half of the memory
+		opts += fmt.Sprintf(",size=%d", max(size, int64(os.Getpagesize())))
+	}
 	if err := unix.Mount("tmpfs", path, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, opts); err != nil {
 		return fmt.Errorf("mount tmpfs %s: %w", path, err)
 	}
