@@ -342,6 +342,47 @@ func TestServiceLeadsOutAndToTheMachine(t *testing.T) {
 	closed("metadata", w.ns[1], cluster+":80")
 }
 
+// TestServiceIsTheMachinesOwnAddress: an address of the machine stands for itself, at its declared port and to its own
+// network, as long as it may.
+func TestServiceIsTheMachinesOwnAddress(t *testing.T) {
+	w := newWorld(t)
+	w.members(7, 1)
+	w.members(8, 2)
+	const own = "203.0.113.2"
+	w.speak(w.host, own+":6443", "machine")
+	w.speak(w.host, own+":6444", "machine's other port")
+	s := both(7, own+":6443")
+	s.Addr = netip.MustParseAddr(own)
+	for i := range s.Ports {
+		s.Ports[i].Number = 6443
+	}
+	reached := func(what string, ns *os.File, to string, want bool) {
+		t.Helper()
+		for _, network := range []string{"tcp4", "udp4"} {
+			if name, seen, err := w.who(ns, network, to); (err == nil) != want || want && (name != "machine" || seen != "10.99.1.1") {
+				t.Errorf("%s: %s met %q, seen as %q, %v", what, network, name, seen, err)
+			}
+		}
+	}
+	w.set(s)
+	reached("without the right", w.ns[1], own+":6443", false)
+	s.Hosts = true
+	w.set(s)
+	reached("with the right", w.ns[1], own+":6443", true)
+	reached("another port", w.ns[1], own+":6444", false)
+	reached("another network", w.ns[2], own+":6443", false)
+	flow, err := w.call(w.ns[1], "tcp4", own+":6443")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Hosts = false
+	w.set(s)
+	if name, _, err := flow.say(); err == nil {
+		t.Errorf("a connection still reaches %s after the right was taken back", name)
+	}
+	reached("the right taken back", w.ns[1], own+":6443", false)
+}
+
 // TestServicesArePutRight loses the record, as a crash does, and meddles with the table.
 func TestServicesArePutRight(t *testing.T) {
 	w := newWorld(t)

@@ -27,9 +27,12 @@ func (p plan) toSpread() []expr.Any {
 }
 
 // refuse rejects what goes to a service address and was not translated: no endpoint is ready, or the port is none of its.
+// One that leads to the machine may have itself as its endpoint, an address of this machine; the kernel does not count
+// that as a translation.
 func (p plan) refuse() [][]expr.Any {
 	asked := rule(p.from(), l3(unix.NFPROTO_IPV4), source(reg0), lookupMap(setNetOf, reg0, reg0), destination(reg1), in(setServiceIP, reg0))
 	return [][]expr.Any{
+		rule(p.from(), addressed(), in(setServiceHost, reg0), verdict(expr.VerdictAccept)),
 		rule(asked, meta(expr.MetaKeyL4PROTO, reg2), equal(reg2, []byte{unix.IPPROTO_TCP}), one(&expr.Reject{Type: unix.NFT_REJECT_TCP_RST})),
 		rule(asked, one(&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH})),
 	}
@@ -37,7 +40,7 @@ func (p plan) refuse() [][]expr.Any {
 
 // letIn accepts what a service address that may lead here has led here.
 func (p plan) letIn() []expr.Any {
-	return rule(p.from(), l3(unix.NFPROTO_IPV4), translated(), called(reg1), source(reg0), lookupMap(setNetOf, reg0, reg0),
+	return rule(p.from(), l3(unix.NFPROTO_IPV4), called(reg1), source(reg0), lookupMap(setNetOf, reg0, reg0),
 		meta(expr.MetaKeyL4PROTO, reg2), one(&expr.Ct{Key: expr.CtKeyPROTODST, Register: reg3}), in(setServiceHost, reg0), verdict(expr.VerdictAccept))
 }
 
