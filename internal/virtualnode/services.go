@@ -142,6 +142,7 @@ func (f *serviceFeed) feed(ctx context.Context) {
 	}
 	var all sync.WaitGroup
 	stopped := make(chan struct{})
+	all.Go(func() { f.reachNodes(ctx) })
 	all.Go(func() {
 		for {
 			key, stop := f.queue.Get()
