@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -68,28 +69,38 @@ type armed struct {
 	agentAt, keeperA string
 }
 
+// keptPorts is where the next port that stays ours is looked for.
+var keptPorts atomic.Int32
+
+// keptPort finds a port that a killed process gets back: below those from which the kernel chooses for others.
+func keptPort(t *testing.T) string {
+	t.Helper()
+	const first, count = 12000, 15000
+	for range count {
+		n := first + (os.Getpid()*97+int(keptPorts.Add(1)))%count
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", n))
+		if err != nil {
+			continue
+		}
+		defer l.Close()
+		return l.Addr().String()
+	}
+	t.Fatal("no port is free")
+	return ""
+}
+
 func startArmed(t *testing.T, env ...string) *armed {
 	t.Helper()
 	bin, err := failing()
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &armed{share: t.TempDir(), agentAt: freePort(t), keeperA: freePort(t)}
+	a := &armed{share: t.TempDir(), agentAt: keptPort(t), keeperA: keptPort(t)}
 	a.platform = startPlatform(t, options{bin: &bin, args: []string{"--pool", "2", "--share", "count=" + a.share}, env: append(env, "GOFAIL_HTTP="+a.agentAt, "KEEPER_GOFAIL="+a.keeperA)})
 	if err := a.importImage(busybox()); err != nil {
 		t.Fatal(err)
 	}
 	return a
-}
-
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // at is where a point is switched: in the keeper or in the server.

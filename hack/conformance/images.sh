@@ -62,6 +62,8 @@ base "$work/agnhost"
 copy "$work/agnhost" curl dig nc.openbsd
 ln -sf ../usr/local/bin/nc.openbsd "$work/agnhost/bin/nc"
 cp "$programs/agnhost" "$work/agnhost/agnhost" && ln -sf agnhost "$work/agnhost/agnhost-2" && mkdir -p "$work/agnhost/uploads"
+suite=$(cd kubernetes && "$go" list -m -f '{{.Dir}}' k8s.io/kubernetes)
+cp "$suite"/test/images/agnhost/porter/localhost.{crt,key} "$work/agnhost/"
 image agnhost "$work/agnhost" -entrypoint /agnhost -- pause
 mkdir -p "$work/pause" && cp "$programs/agnhost" "$work/pause/agnhost"
 image pause "$work/pause" -user 65535:65535 -entrypoint /agnhost -entrypoint pause
@@ -81,4 +83,7 @@ done
 base "$work/web"
 mkdir -p "$work/web/usr/share/nginx/html"
 echo '<h1>Welcome to nginx!</h1>' >"$work/web/usr/share/nginx/html/index.html"
-image "nginx httpd" "$work/web" -- "${www[@]}" /usr/share/nginx/html
+image nginx "$work/web" -- "${www[@]}" /usr/share/nginx/html
+mkdir -p "$work/web/usr/local/apache2/htdocs"
+echo '<html><body><h1>It works!</h1></body></html>' >"$work/web/usr/local/apache2/htdocs/index.html"
+image httpd "$work/web" -- "${www[@]}" /usr/local/apache2/htdocs
