@@ -282,8 +282,7 @@ func (n *Node) status(ctx context.Context, have *corev1.Node) *corev1.NodeStatus
 	s.NodeInfo = nodeInfo(n)
 	s.Images = nil
 	s.DeclaredFeatures = declaredFeatures
-	yes := true
-	s.Features = &corev1.NodeFeatures{SupplementalGroupsPolicy: &yes}
+	s.Features = nil
 	s.RuntimeHandlers = []corev1.NodeRuntimeHandler{{Name: ""}}
 	now := metav1.Now()
 	for _, c := range []corev1.NodeCondition{

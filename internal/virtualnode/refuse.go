@@ -44,11 +44,19 @@ func refusals(pod *corev1.Pod, f *facts, allow Permissions) []refusal {
 	if len(s.ResourceClaims) > 0 {
 		refuse("spec.resourceClaims", "there are no devices")
 	}
+	if s.Resources != nil {
+		refuse("spec.resources", "amounts for the pod as a whole are not available; give them to its containers")
+	}
 	if s.OS != nil && s.OS.Name != corev1.Linux {
 		refuse("spec.os.name", "the node runs Linux")
 	}
 	refuseVolumes(s, refuse)
 	refusePodSecurity(s.SecurityContext, allow, refuse)
+	for i := range s.Containers {
+		if s.Containers[i].RestartPolicy != nil {
+			refuse(fmt.Sprintf("spec.containers[%d].restartPolicy", i), "all containers have the pod's restartPolicy")
+		}
+	}
 	for _, list := range []struct {
 		name       string
 		containers []corev1.Container
@@ -88,6 +96,10 @@ func refusePodSecurity(s *corev1.PodSecurityContext, allow Permissions, refuse f
 		return
 	}
 	refuseSeccomp("spec.securityContext.seccompProfile", s.SeccompProfile, allow, refuse)
+	refuseAppArmor("spec.securityContext.appArmorProfile", s.AppArmorProfile, refuse)
+	if p := s.SupplementalGroupsPolicy; p != nil && *p == corev1.SupplementalGroupsPolicyStrict {
+		refuse("spec.securityContext.supplementalGroupsPolicy", "groups of the image's /etc/group are always joined: only Merge is available")
+	}
 	if s.WindowsOptions != nil {
 		refuse("spec.securityContext.windowsOptions", "the node runs Linux")
 	}
@@ -104,10 +116,21 @@ func refuseSeccomp(field string, p *corev1.SeccompProfile, allow Permissions, re
 	}
 }
 
+func refuseAppArmor(field string, p *corev1.AppArmorProfile, refuse func(string, string, ...any)) {
+	if p != nil && p.Type == corev1.AppArmorProfileTypeLocalhost {
+		refuse(field, "profiles that lie on a node are not available; use RuntimeDefault")
+	}
+}
+
 func refuseContainer(field string, c *corev1.Container, allow Permissions, refuse func(string, string, ...any)) {
 	for i, p := range c.Ports {
 		if p.HostPort != 0 {
 			refuse(fmt.Sprintf("%s.ports[%d].hostPort", field, i), "a pod has an address of its own, and no ports of a host")
+		}
+	}
+	for i := range c.Env {
+		if from := c.Env[i].ValueFrom; from != nil && from.FileKeyRef != nil {
+			refuse(fmt.Sprintf("%s.env[%d].valueFrom.fileKeyRef", field, i), "variables cannot be read from files of a volume")
 		}
 	}
 	for i, m := range c.VolumeMounts {
@@ -138,9 +161,7 @@ func refuseContainer(field string, c *corev1.Container, allow Permissions, refus
 	if s.WindowsOptions != nil {
 		refuse(field+".securityContext.windowsOptions", "the node runs Linux")
 	}
-	if p := s.AppArmorProfile; p != nil && p.Type == corev1.AppArmorProfileTypeLocalhost {
-		refuse(field+".securityContext.appArmorProfile", "profiles that lie on a node are not available")
-	}
+	refuseAppArmor(field+".securityContext.appArmorProfile", s.AppArmorProfile, refuse)
 	refuseSeccomp(field+".securityContext.seccompProfile", s.SeccompProfile, allow, refuse)
 }
 
