@@ -62,8 +62,14 @@ type statusBuilder struct {
 	now   metav1.Time
 }
 
-// initialized says whether the init containers have done their work.
+// initialized says whether the init containers have done their work. Once a container has started they have: a sidecar
+// that starts again does not undo it.
 func (b *statusBuilder) initialized() bool {
+	for _, c := range b.group.Properties.Containers {
+		if v := c.Properties.InstanceView; v != nil && (v.RestartCount > 0 || v.Current != nil && v.Current.State != "Waiting") {
+			return true
+		}
+	}
 	for i, c := range b.group.Properties.InitContainers {
 		v := c.Properties.InstanceView
 		if v == nil || v.Current == nil || i >= len(b.pod.Spec.InitContainers) {
