@@ -51,7 +51,7 @@ func command() *cobra.Command {
 	c := &cobra.Command{Use: "spillway-node", Short: "A virtual node: pods run as container groups", Version: version, Args: cobra.NoArgs, SilenceUsage: true, SilenceErrors: true,
 		RunE: func(c *cobra.Command, _ []string) error { return o.run(c.Context()) }}
 	f := c.Flags()
-	f.StringVar(&o.kubeconfig, "kubeconfig", os.Getenv("KUBECONFIG"), "the cluster; without it, that of the pod this process runs in")
+	c.PersistentFlags().StringVar(&o.kubeconfig, "kubeconfig", os.Getenv("KUBECONFIG"), "the cluster; without it, that of the pod this process runs in")
 	f.StringVar(&o.platform, "config", "", "the platform's client.json (default: as the spillway command finds it)")
 	f.StringVar(&o.cfg.Name, "name", "spillway", "name of the node")
 	f.StringVar(&o.cfg.Address, "address", os.Getenv("POD_IP"), "address at which the API server reaches this process (default: this machine's)")
@@ -69,6 +69,7 @@ func command() *cobra.Command {
 	f.DurationVar(&o.cfg.RoomTimeout, "room-timeout", time.Minute, "how long a pod may find no room before it fails")
 	f.BoolVar(&o.cfg.Services, "services", true, "make the cluster's Services reachable from pods")
 	f.BoolVar(&o.debug, "debug", false, "log more")
+	c.AddCommand(benchCommand(&o.kubeconfig))
 	return c
 }
 
