@@ -20,12 +20,15 @@ func (a *app) upCommand() *cobra.Command {
 	cfg := platform.Config{Stdout: a.stdout, Getenv: a.getenv, Version: Version()}
 	var public, shares, mirrors []string
 	var cidr, services string
-	var verbose bool
+	var verbose, kubernetes bool
+	kubernetesListen := ""
 	c := &cobra.Command{
 		Use:   "up",
 		Short: "Run the platform on this machine, in the foreground",
 		Long: "Runs server and agent in one process. It prints 'ready URL' when it serves; SIGTERM stops it and leaves the\n" +
-			"groups running, the next 'up' on the same data directory adopts them.",
+			"groups running, the next 'up' on the same data directory adopts them.\n\n" +
+			"With --kubernetes it also runs a Kubernetes whose only node is virtual, and prints 'kubernetes URL KUBECONFIG' when\n" +
+			"pods run there and names can be asked.",
 		Args: none,
 		RunE: func(c *cobra.Command, _ []string) error {
 			level := slog.LevelInfo
@@ -54,6 +57,12 @@ func (a *app) upCommand() *cobra.Command {
 			if cfg.Pool == 0 {
 				cfg.Pool = agent.PoolNone
 			}
+			switch {
+			case kubernetes:
+				cfg.Kubernetes = kubernetesListen
+			case c.Flags().Changed("kubernetes-listen"):
+				return usagef("--kubernetes-listen needs --kubernetes")
+			}
 			return platform.Up(c.Context(), cfg)
 		},
 	}
@@ -71,6 +80,8 @@ func (a *app) upCommand() *cobra.Command {
 	f.StringSliceVar(&cfg.PlainHTTP, "plain-http", nil, "registries that are asked without TLS")
 	f.IntVar(&cfg.Pool, "pool", agent.DefaultPoolSize, "sandboxes that are parked in advance; 0 parks none")
 	f.Float64Var(&cfg.CPUFactor, "cpu-overcommit", controller.DefaultCPUOvercommit, "requested cores that one real core carries")
+	f.BoolVar(&kubernetes, "kubernetes", false, "also run a Kubernetes: control plane, one virtual node, name server, metrics server")
+	f.StringVar(&kubernetesListen, "kubernetes-listen", "127.0.0.1:6443", "address of the Kubernetes API; port 0 picks a free one")
 	f.BoolVar(&verbose, "verbose", false, "log more")
 	return c
 }

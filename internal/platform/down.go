@@ -16,6 +16,7 @@ import (
 	"spillway.dev/spillway/internal/fault"
 	"spillway.dev/spillway/internal/keeper"
 	"spillway.dev/spillway/internal/network"
+	"spillway.dev/spillway/internal/nodeless"
 	"spillway.dev/spillway/internal/volume"
 )
 
@@ -52,7 +53,7 @@ func Down(ctx context.Context, dir string) (bool, error) {
 }
 
 // made is what a platform puts into its data directory.
-var made = []string{"agent", "etcd", "images", "store.key", "client.json", "ca.crt", "ca.key", "keeper.log", "instance.json", "up.lock", "up.log"}
+var made = []string{"agent", "etcd", "images", "store.key", "client.json", "ca.crt", "ca.key", "keeper.log", "instance.json", "up.lock", "up.log", "kubernetes"}
 
 // Purge removes everything that the stopped platform of a data directory has made on this machine, groups and data
 // included. It is idempotent.
@@ -72,7 +73,7 @@ func Purge(ctx context.Context, dir string, log *slog.Logger) error {
 		return fmt.Errorf("end containers: %w", err)
 	}
 	all := []error{tree.Remove(""), network.Purge(ctx, network.Config{Instance: inst.ID, CIDR: inst.CIDR, Log: log}),
-		purgeMounts(ctx, dir, log), removeRunDir(inst.runDir())}
+		nodeless.Purge(inst.ID), purgeMounts(ctx, dir, log), removeRunDir(inst.runDir())}
 	if err := errors.Join(all...); err != nil {
 		return err
 	}

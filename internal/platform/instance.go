@@ -151,17 +151,20 @@ func findRuntime(name string) (string, error) {
 	return filepath.Abs(path)
 }
 
-// FindGVisor finds runsc: beside the data, then on the path. "" means that isolation gvisor is refused.
-func FindGVisor(dataDir string) string {
-	if path := filepath.Join(dataDir, "bin", "runsc"); executable(path) {
+// FindGVisor finds runsc. "" means that isolation gvisor is refused.
+func FindGVisor(dataDir string) string { return findProgram(dataDir, "runsc") }
+
+// findProgram finds a program that is not built in: beside the data, beside this program, then on the path.
+func findProgram(dataDir, name string) string {
+	if path := filepath.Join(dataDir, "bin", name); executable(path) {
 		return path
 	}
 	if self, err := os.Executable(); err == nil {
-		if path := filepath.Join(filepath.Dir(self), "runsc"); executable(path) {
+		if path := filepath.Join(filepath.Dir(self), name); executable(path) {
 			return path
 		}
 	}
-	path, err := exec.LookPath("runsc")
+	path, err := exec.LookPath(name)
 	if err != nil {
 		return ""
 	}

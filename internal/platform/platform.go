@@ -27,6 +27,7 @@ import (
 	"spillway.dev/spillway/internal/group"
 	"spillway.dev/spillway/internal/httpapi"
 	"spillway.dev/spillway/internal/identity"
+	"spillway.dev/spillway/internal/nodeless"
 	"spillway.dev/spillway/internal/place"
 	"spillway.dev/spillway/internal/store/embedded"
 	"spillway.dev/spillway/internal/store/etcd"
@@ -48,10 +49,13 @@ type Config struct {
 	PlainHTTP []string // registries without TLS
 	Pool      int      // parked slots; 0: the agent's default, agent.PoolNone: none
 	CPUFactor float64  // requested cores that one real core carries
-	Version   string
-	Getenv    func(string) string
-	Stdout    io.Writer
-	Log       *slog.Logger
+
+	Kubernetes string // HOST:PORT of a Kubernetes beside the platform, "": none; port 0 picks a free one
+
+	Version string
+	Getenv  func(string) string
+	Stdout  io.Writer
+	Log     *slog.Logger
 }
 
 // DefaultResourceGroup is made at the first start.
@@ -66,6 +70,14 @@ func (c *Config) validate() error {
 	if c.DNSListen != "" {
 		if _, _, err := net.SplitHostPort(c.DNSListen); err != nil {
 			faults = append(faults, fmt.Errorf("--dns-listen %q: %w", c.DNSListen, err))
+		}
+	}
+	if c.Kubernetes != "" {
+		if _, _, err := net.SplitHostPort(c.Kubernetes); err != nil {
+			faults = append(faults, fmt.Errorf("--kubernetes-listen %q: %w", c.Kubernetes, err))
+		}
+		if c.Services.IsValid() && c.Services.Overlaps(nodeless.Addresses) {
+			faults = append(faults, fmt.Errorf("--service-addresses %s: overlaps %s, where --kubernetes has its addresses", c.Services, nodeless.Addresses))
 		}
 	}
 	if c.Location == "" {
@@ -113,6 +125,11 @@ func Up(ctx context.Context, cfg Config) error {
 	}
 	defer lock.Close()
 	site := &site{Config: cfg}
+	if cfg.Kubernetes != "" {
+		if site.programs, err = findPrograms(cfg.DataDir); err != nil {
+			return err
+		}
+	}
 	if site.runtimePath, err = findRuntime(cfg.Runtime); err != nil {
 		return err
 	}
@@ -130,6 +147,7 @@ type site struct {
 	Config
 	instance    *instance
 	runtimePath string // "": parked
+	programs    nodeless.Programs
 }
 
 // run builds everything, in order, and closes it in reverse.
@@ -202,6 +220,9 @@ func (s *site) run(ctx context.Context) error {
 		return errors.Join(err, run.Wait())
 	}
 	fmt.Fprintf(cfg.Stdout, "ready %s\n", endpoint)
+	if cfg.Kubernetes != "" {
+		run.Go(func() error { return s.kubernetes(loops) })
+	}
 	err = run.Wait()
 	if errors.Is(err, context.Canceled) || ctx.Err() != nil && errors.Is(err, http.ErrServerClosed) {
 		err = nil

@@ -17,7 +17,7 @@ var layers = []struct {
 	{"pure", []string{"arm", "converge", "place", "seccomp", "stream"}},
 	{"adapter", []string{"cgroup", "client", "dns", "identity", "image", "keeper", "network", "probe", "runtime", "sandbox",
 		"store/embedded", "store/etcd", "store/mem", "store/sealed", "volume"}},
-	{"service", []string{"agent", "controller", "httpapi", "sim", "virtualnode"}},
+	{"service", []string{"agent", "controller", "httpapi", "nodeless", "sim", "virtualnode"}},
 	{"command", []string{"bench", "cli", "doctor", "platform", "tidy"}},
 }
 

@@ -15,14 +15,17 @@ import (
 	"spillway.dev/spillway/internal/fault"
 )
 
-// reachEvery is how often the feed looks for nodes that came or went.
-const reachEvery = 10 * time.Second
+// How often the feed looks for nodes that came or went, and for the first one.
+const (
+	reachEvery = 10 * time.Second
+	reachFirst = 500 * time.Millisecond
+)
 
 // reachNodes makes the kubelet APIs of the cluster's virtual nodes reachable from its pods, where metrics are read, at
 // the addresses that the nodes give: groups reach no port of a machine otherwise. It works while ctx lasts.
 func (f *serviceFeed) reachNodes(ctx context.Context) {
 	var done map[string]string // address → what the platform has been told, or has refused for good
-	for ; ctx.Err() == nil; pause(ctx, reachEvery) {
+	for wait := reachFirst; ctx.Err() == nil; pause(ctx, wait) {
 		if done == nil {
 			have, err := f.n.platform.ListServiceAddresses(ctx, f.n.cfg.ResourceGroup)
 			if err != nil {
@@ -44,6 +47,9 @@ func (f *serviceFeed) reachNodes(ctx context.Context) {
 			continue // the API is away for a moment
 		}
 		want := f.addressesOfNodes(nodes.Items)
+		if len(want) > 0 {
+			wait = reachEvery
+		}
 		for ip := range done {
 			if want[ip] == nil {
 				want[ip] = &address{} // no node has it any more
