@@ -371,6 +371,12 @@ func TestServiceIsTheMachinesOwnAddress(t *testing.T) {
 	reached("with the right", w.ns[1], own+":6443", true)
 	reached("another port", w.ns[1], own+":6444", false)
 	reached("another network", w.ns[2], own+":6443", false)
+	beside := both(7, own+":6444")
+	beside.Hosts = true
+	w.set(beside)
+	if name, _, err := w.who(w.ns[1], "tcp4", cluster+":80"); name != "machine's" {
+		t.Errorf("another service address that leads to the other port met %q, %v", name, err)
+	}
 	flow, err := w.call(w.ns[1], "tcp4", own+":6443")
 	if err != nil {
 		t.Fatal(err)

@@ -32,6 +32,7 @@ func (p plan) toSpread() []expr.Any {
 func (p plan) refuse() [][]expr.Any {
 	asked := rule(p.from(), l3(unix.NFPROTO_IPV4), source(reg0), lookupMap(setNetOf, reg0, reg0), destination(reg1), in(setServiceIP, reg0))
 	return [][]expr.Any{
+		rule(p.from(), translated(), verdict(expr.VerdictAccept)),
 		rule(p.from(), addressed(), in(setServiceHost, reg0), verdict(expr.VerdictAccept)),
 		rule(asked, meta(expr.MetaKeyL4PROTO, reg2), equal(reg2, []byte{unix.IPPROTO_TCP}), one(&expr.Reject{Type: unix.NFT_REJECT_TCP_RST})),
 		rule(asked, one(&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH})),
