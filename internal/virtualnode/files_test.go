@@ -37,59 +37,67 @@ func volumeOf(pod *corev1.Pod, source corev1.VolumeSource) (volume, error) {
 	return tr.volume(&corev1.Volume{Name: "v", VolumeSource: source})
 }
 
+// items are keys with their paths.
+func items(pairs ...string) (out []corev1.KeyToPath) {
+	for i := 0; i < len(pairs); i += 2 {
+		out = append(out, corev1.KeyToPath{Key: pairs[i], Path: pairs[i+1]})
+	}
+	return out
+}
+
+func withMode(list []corev1.KeyToPath, mode int32) []corev1.KeyToPath {
+	list[0].Mode = &mode
+	return list
+}
+
+func config(name string, items []corev1.KeyToPath, mode *int32, optional *bool) corev1.VolumeSource {
+	return corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: named(name), Items: items, DefaultMode: mode, Optional: optional}}
+}
+
+func secret(name string, items []corev1.KeyToPath, optional *bool) corev1.VolumeSource {
+	return corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: name, Items: items, Optional: optional}}
+}
+
+var yes = ptr(true)
+
+var fileVolumes = []struct {
+	name   string
+	source corev1.VolumeSource
+	want   map[string]string
+	mode   int32
+	modes  map[string]int32
+	secret bool
+	err    string
+}{
+	{name: "all keys, binary ones too", source: config("settings", nil, nil, nil), want: map[string]string{"color": "blue", "size": "XL", "app.ini": "[app]\n", "logo": "\x00\x01\xff"}, mode: 0o644},
+	{name: "chosen keys", source: config("settings", withMode(items("color", "deep/down/c", "size", "s"), 0o400), ptr(int32(0o600)), nil), want: map[string]string{"deep/down/c": "blue", "s": "XL"},
+		mode: 0o600, modes: map[string]int32{"deep/down/c": 0o400}},
+	{name: "an optional key", source: config("settings", items("color", "c", "none", "n"), nil, yes), want: map[string]string{"c": "blue"}, mode: 0o644},
+	{name: "a key that is not there", source: config("settings", items("none", "n"), nil, nil), err: `references non-existent config key: none of "settings"`},
+	{name: "an optional object", source: config("none", items("a", "a"), nil, yes), want: map[string]string{}, mode: 0o644},
+	{name: "a missing object", source: config("none", nil, nil, ptr(false)), err: `configmap "none" not found`},
+	{name: "secret", source: secret("login", items("user", "u"), nil), want: map[string]string{"u": "anna"}, mode: 0o644, secret: true},
+	{name: "an optional secret is one, too", source: secret("none", nil, yes), want: map[string]string{}, mode: 0o644, secret: true},
+	{name: "a missing secret", source: secret("none", nil, nil), err: `secret "none" not found`},
+	{name: "a secret's key that is not there", source: secret("login", items("none", "n"), nil), err: `references non-existent secret key: none of "login"`},
+	{name: "downward", source: corev1.VolumeSource{DownwardAPI: &corev1.DownwardAPIVolumeSource{DefaultMode: ptr(int32(0o444)), Items: []corev1.DownwardAPIVolumeFile{
+		{Path: "who/name", FieldRef: &corev1.ObjectFieldSelector{FieldPath: "metadata.name"}, Mode: ptr(int32(0o400))},
+		{Path: "cores", ResourceFieldRef: &corev1.ResourceFieldSelector{ContainerName: "main", Resource: "limits.cpu"}}}}},
+		want: map[string]string{"who/name": "front", "cores": "100"}, mode: 0o444, modes: map[string]int32{"who/name": 0o400}},
+	{name: "a field that there is not", source: corev1.VolumeSource{DownwardAPI: &corev1.DownwardAPIVolumeSource{Items: []corev1.DownwardAPIVolumeFile{{Path: "x", FieldRef: &corev1.ObjectFieldSelector{FieldPath: "status.phase"}}}}},
+		err: "unsupported fieldPath: status.phase"},
+	{name: "projected: later sources win, and one secret makes all secret", source: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{DefaultMode: ptr(int32(0o640)), Sources: []corev1.VolumeProjection{
+		{ConfigMap: &corev1.ConfigMapProjection{LocalObjectReference: named("settings"), Items: items("color", "same")}},
+		{Secret: &corev1.SecretProjection{LocalObjectReference: named("login"), Items: items("user", "same")}},
+		{Secret: &corev1.SecretProjection{LocalObjectReference: named("none"), Optional: yes}}}}},
+		want: map[string]string{"same": "anna"}, mode: 0o640, secret: true},
+	{name: "projected: a missing source", source: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{
+		{ConfigMap: &corev1.ConfigMapProjection{LocalObjectReference: named("none")}}, {ConfigMap: &corev1.ConfigMapProjection{LocalObjectReference: named("settings")}}}}},
+		err: `configmap "none" not found`},
+}
+
 func TestFileVolumes(t *testing.T) {
-	items := func(pairs ...string) (out []corev1.KeyToPath) {
-		for i := 0; i < len(pairs); i += 2 {
-			out = append(out, corev1.KeyToPath{Key: pairs[i], Path: pairs[i+1]})
-		}
-		return out
-	}
-	withMode := func(list []corev1.KeyToPath, mode int32) []corev1.KeyToPath {
-		list[0].Mode = &mode
-		return list
-	}
-	config := func(name string, items []corev1.KeyToPath, mode *int32, optional *bool) corev1.VolumeSource {
-		return corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: named(name), Items: items, DefaultMode: mode, Optional: optional}}
-	}
-	secret := func(name string, items []corev1.KeyToPath, optional *bool) corev1.VolumeSource {
-		return corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: name, Items: items, Optional: optional}}
-	}
-	yes := ptr(true)
-	for _, c := range []struct {
-		name   string
-		source corev1.VolumeSource
-		want   map[string]string
-		mode   int32
-		modes  map[string]int32
-		secret bool
-		err    string
-	}{
-		{name: "all keys, binary ones too", source: config("settings", nil, nil, nil), want: map[string]string{"color": "blue", "size": "XL", "app.ini": "[app]\n", "logo": "\x00\x01\xff"}, mode: 0o644},
-		{name: "chosen keys", source: config("settings", withMode(items("color", "deep/down/c", "size", "s"), 0o400), ptr(int32(0o600)), nil), want: map[string]string{"deep/down/c": "blue", "s": "XL"},
-			mode: 0o600, modes: map[string]int32{"deep/down/c": 0o400}},
-		{name: "an optional key", source: config("settings", items("color", "c", "none", "n"), nil, yes), want: map[string]string{"c": "blue"}, mode: 0o644},
-		{name: "a key that is not there", source: config("settings", items("none", "n"), nil, nil), err: `references non-existent config key: none of "settings"`},
-		{name: "an optional object", source: config("none", items("a", "a"), nil, yes), want: map[string]string{}, mode: 0o644},
-		{name: "a missing object", source: config("none", nil, nil, ptr(false)), err: `configmap "none" not found`},
-		{name: "secret", source: secret("login", items("user", "u"), nil), want: map[string]string{"u": "anna"}, mode: 0o644, secret: true},
-		{name: "an optional secret is one, too", source: secret("none", nil, yes), want: map[string]string{}, mode: 0o644, secret: true},
-		{name: "a missing secret", source: secret("none", nil, nil), err: `secret "none" not found`},
-		{name: "a secret's key that is not there", source: secret("login", items("none", "n"), nil), err: `references non-existent secret key: none of "login"`},
-		{name: "downward", source: corev1.VolumeSource{DownwardAPI: &corev1.DownwardAPIVolumeSource{DefaultMode: ptr(int32(0o444)), Items: []corev1.DownwardAPIVolumeFile{
-			{Path: "who/name", FieldRef: &corev1.ObjectFieldSelector{FieldPath: "metadata.name"}, Mode: ptr(int32(0o400))},
-			{Path: "cores", ResourceFieldRef: &corev1.ResourceFieldSelector{ContainerName: "main", Resource: "limits.cpu"}}}}},
-			want: map[string]string{"who/name": "front", "cores": "100"}, mode: 0o444, modes: map[string]int32{"who/name": 0o400}},
-		{name: "a field that there is not", source: corev1.VolumeSource{DownwardAPI: &corev1.DownwardAPIVolumeSource{Items: []corev1.DownwardAPIVolumeFile{{Path: "x", FieldRef: &corev1.ObjectFieldSelector{FieldPath: "status.phase"}}}}},
-			err: "unsupported fieldPath: status.phase"},
-		{name: "projected: later sources win, and one secret makes all secret", source: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{DefaultMode: ptr(int32(0o640)), Sources: []corev1.VolumeProjection{
-			{ConfigMap: &corev1.ConfigMapProjection{LocalObjectReference: named("settings"), Items: items("color", "same")}},
-			{Secret: &corev1.SecretProjection{LocalObjectReference: named("login"), Items: items("user", "same")}},
-			{Secret: &corev1.SecretProjection{LocalObjectReference: named("none"), Optional: yes}}}}},
-			want: map[string]string{"same": "anna"}, mode: 0o640, secret: true},
-		{name: "projected: a missing source", source: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{
-			{ConfigMap: &corev1.ConfigMapProjection{LocalObjectReference: named("none")}}, {ConfigMap: &corev1.ConfigMapProjection{LocalObjectReference: named("settings")}}}}},
-			err: `configmap "none" not found`},
-	} {
+	for _, c := range fileVolumes {
 		t.Run(c.name, func(t *testing.T) {
 			got, err := volumeOf(shopPod(nil), c.source)
 			if c.err != "" {

@@ -8,78 +8,84 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 )
 
-// TestRefusalsNameTheField has a pod for each field that is refused.
+func mainOf(s *corev1.PodSpec) *corev1.Container { return &s.Containers[0] }
+
+func securityIn(s *corev1.PodSpec) *corev1.SecurityContext {
+	mainOf(s).SecurityContext = &corev1.SecurityContext{}
+	return mainOf(s).SecurityContext
+}
+
+func podSecurityIn(s *corev1.PodSpec) *corev1.PodSecurityContext {
+	s.SecurityContext = &corev1.PodSecurityContext{}
+	return s.SecurityContext
+}
+
+func secondVolume(s *corev1.PodSpec, source corev1.VolumeSource) {
+	s.Volumes = []corev1.Volume{{Name: "ok", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}, {Name: "v", VolumeSource: source}}
+}
+
+// refused has a pod for each field that is refused.
+var refused = map[string]func(s *corev1.PodSpec){
+	"spec.hostNetwork":      func(s *corev1.PodSpec) { s.HostNetwork = true },
+	"spec.hostPID":          func(s *corev1.PodSpec) { s.HostPID = true },
+	"spec.hostIPC":          func(s *corev1.PodSpec) { s.HostIPC = true },
+	"spec.hostUsers":        func(s *corev1.PodSpec) { s.HostUsers = ptr(false) },
+	"spec.runtimeClassName": func(s *corev1.PodSpec) { s.RuntimeClassName = ptr("kata") },
+	"spec.resourceClaims":   func(s *corev1.PodSpec) { s.ResourceClaims = []corev1.PodResourceClaim{{Name: "gpu"}} },
+	"spec.resources":        func(s *corev1.PodSpec) { s.Resources = &corev1.ResourceRequirements{} },
+	"spec.os.name":          func(s *corev1.PodSpec) { s.OS = &corev1.PodOS{Name: corev1.Windows} },
+	"spec.volumes[1].hostPath": func(s *corev1.PodSpec) {
+		secondVolume(s, corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/"}})
+	},
+	"spec.volumes[1]": func(s *corev1.PodSpec) { secondVolume(s, corev1.VolumeSource{NFS: &corev1.NFSVolumeSource{}}) },
+	"spec.volumes[1].emptyDir.medium": func(s *corev1.PodSpec) {
+		secondVolume(s, corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{Medium: "HugePages-2Mi"}})
+	},
+	"spec.volumes[1].projected.sources[1]": func(s *corev1.PodSpec) {
+		secondVolume(s, corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{{ConfigMap: &corev1.ConfigMapProjection{}}, {ClusterTrustBundle: &corev1.ClusterTrustBundleProjection{}}}}})
+	},
+	"spec.securityContext.seccompProfile": func(s *corev1.PodSpec) {
+		podSecurityIn(s).SeccompProfile = &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeLocalhost}
+	},
+	"spec.securityContext.appArmorProfile": func(s *corev1.PodSpec) {
+		podSecurityIn(s).AppArmorProfile = &corev1.AppArmorProfile{Type: corev1.AppArmorProfileTypeLocalhost}
+	},
+	"spec.securityContext.supplementalGroupsPolicy": func(s *corev1.PodSpec) {
+		podSecurityIn(s).SupplementalGroupsPolicy = ptr(corev1.SupplementalGroupsPolicyStrict)
+	},
+	"spec.securityContext.windowsOptions":  func(s *corev1.PodSpec) { podSecurityIn(s).WindowsOptions = &corev1.WindowsSecurityContextOptions{} },
+	"spec.containers[0].restartPolicy":     func(s *corev1.PodSpec) { mainOf(s).RestartPolicy = ptr(corev1.ContainerRestartPolicyNever) },
+	"spec.containers[0].ports[0].hostPort": func(s *corev1.PodSpec) { mainOf(s).Ports = []corev1.ContainerPort{{ContainerPort: 80, HostPort: 80}} },
+	"spec.containers[0].env[0].valueFrom.fileKeyRef": func(s *corev1.PodSpec) {
+		mainOf(s).Env = []corev1.EnvVar{{Name: "A", ValueFrom: &corev1.EnvVarSource{FileKeyRef: &corev1.FileKeySelector{}}}}
+	},
+	"spec.containers[0].volumeMounts[0].mountPropagation": func(s *corev1.PodSpec) {
+		mainOf(s).VolumeMounts = []corev1.VolumeMount{{MountPropagation: ptr(corev1.MountPropagationBidirectional)}}
+	},
+	"spec.containers[0].volumeDevices":    func(s *corev1.PodSpec) { mainOf(s).VolumeDevices = []corev1.VolumeDevice{{}} },
+	"spec.containers[0].resources.claims": func(s *corev1.PodSpec) { mainOf(s).Resources.Claims = []corev1.ResourceClaim{{}} },
+	"spec.containers[0].resources.requests": func(s *corev1.PodSpec) {
+		mainOf(s).Resources.Requests = corev1.ResourceList{"example.com/gpu": resource.MustParse("1")}
+	},
+	"spec.containers[0].restartPolicyRules":         func(s *corev1.PodSpec) { mainOf(s).RestartPolicyRules = []corev1.ContainerRestartRule{{}} },
+	"spec.containers[0].securityContext.privileged": func(s *corev1.PodSpec) { securityIn(s).Privileged = ptr(true) },
+	"spec.containers[0].securityContext.procMount":  func(s *corev1.PodSpec) { securityIn(s).ProcMount = ptr(corev1.UnmaskedProcMount) },
+	"spec.containers[0].securityContext.windowsOptions": func(s *corev1.PodSpec) {
+		securityIn(s).WindowsOptions = &corev1.WindowsSecurityContextOptions{}
+	},
+	"spec.containers[0].securityContext.appArmorProfile": func(s *corev1.PodSpec) {
+		securityIn(s).AppArmorProfile = &corev1.AppArmorProfile{Type: corev1.AppArmorProfileTypeLocalhost}
+	},
+	"spec.containers[0].securityContext.seccompProfile": func(s *corev1.PodSpec) {
+		securityIn(s).SeccompProfile = &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeUnconfined}
+	},
+	"spec.initContainers[0].securityContext.privileged": func(s *corev1.PodSpec) {
+		s.InitContainers = []corev1.Container{{Name: "first", SecurityContext: &corev1.SecurityContext{Privileged: ptr(true)}}}
+	},
+}
+
 func TestRefusalsNameTheField(t *testing.T) {
-	main := func(s *corev1.PodSpec) *corev1.Container { return &s.Containers[0] }
-	security := func(s *corev1.PodSpec) *corev1.SecurityContext {
-		main(s).SecurityContext = &corev1.SecurityContext{}
-		return main(s).SecurityContext
-	}
-	podSecurity := func(s *corev1.PodSpec) *corev1.PodSecurityContext {
-		s.SecurityContext = &corev1.PodSecurityContext{}
-		return s.SecurityContext
-	}
-	volume := func(s *corev1.PodSpec, source corev1.VolumeSource) {
-		s.Volumes = []corev1.Volume{{Name: "ok", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}, {Name: "v", VolumeSource: source}}
-	}
-	for field, change := range map[string]func(s *corev1.PodSpec){
-		"spec.hostNetwork":      func(s *corev1.PodSpec) { s.HostNetwork = true },
-		"spec.hostPID":          func(s *corev1.PodSpec) { s.HostPID = true },
-		"spec.hostIPC":          func(s *corev1.PodSpec) { s.HostIPC = true },
-		"spec.hostUsers":        func(s *corev1.PodSpec) { s.HostUsers = ptr(false) },
-		"spec.runtimeClassName": func(s *corev1.PodSpec) { s.RuntimeClassName = ptr("kata") },
-		"spec.resourceClaims":   func(s *corev1.PodSpec) { s.ResourceClaims = []corev1.PodResourceClaim{{Name: "gpu"}} },
-		"spec.resources":        func(s *corev1.PodSpec) { s.Resources = &corev1.ResourceRequirements{} },
-		"spec.os.name":          func(s *corev1.PodSpec) { s.OS = &corev1.PodOS{Name: corev1.Windows} },
-		"spec.volumes[1].hostPath": func(s *corev1.PodSpec) {
-			volume(s, corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/"}})
-		},
-		"spec.volumes[1]": func(s *corev1.PodSpec) { volume(s, corev1.VolumeSource{NFS: &corev1.NFSVolumeSource{}}) },
-		"spec.volumes[1].emptyDir.medium": func(s *corev1.PodSpec) {
-			volume(s, corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{Medium: "HugePages-2Mi"}})
-		},
-		"spec.volumes[1].projected.sources[1]": func(s *corev1.PodSpec) {
-			volume(s, corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{{ConfigMap: &corev1.ConfigMapProjection{}}, {ClusterTrustBundle: &corev1.ClusterTrustBundleProjection{}}}}})
-		},
-		"spec.securityContext.seccompProfile": func(s *corev1.PodSpec) {
-			podSecurity(s).SeccompProfile = &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeLocalhost}
-		},
-		"spec.securityContext.appArmorProfile": func(s *corev1.PodSpec) {
-			podSecurity(s).AppArmorProfile = &corev1.AppArmorProfile{Type: corev1.AppArmorProfileTypeLocalhost}
-		},
-		"spec.securityContext.supplementalGroupsPolicy": func(s *corev1.PodSpec) {
-			podSecurity(s).SupplementalGroupsPolicy = ptr(corev1.SupplementalGroupsPolicyStrict)
-		},
-		"spec.securityContext.windowsOptions":  func(s *corev1.PodSpec) { podSecurity(s).WindowsOptions = &corev1.WindowsSecurityContextOptions{} },
-		"spec.containers[0].restartPolicy":     func(s *corev1.PodSpec) { main(s).RestartPolicy = ptr(corev1.ContainerRestartPolicyNever) },
-		"spec.containers[0].ports[0].hostPort": func(s *corev1.PodSpec) { main(s).Ports = []corev1.ContainerPort{{ContainerPort: 80, HostPort: 80}} },
-		"spec.containers[0].env[0].valueFrom.fileKeyRef": func(s *corev1.PodSpec) {
-			main(s).Env = []corev1.EnvVar{{Name: "A", ValueFrom: &corev1.EnvVarSource{FileKeyRef: &corev1.FileKeySelector{}}}}
-		},
-		"spec.containers[0].volumeMounts[0].mountPropagation": func(s *corev1.PodSpec) {
-			main(s).VolumeMounts = []corev1.VolumeMount{{MountPropagation: ptr(corev1.MountPropagationBidirectional)}}
-		},
-		"spec.containers[0].volumeDevices":    func(s *corev1.PodSpec) { main(s).VolumeDevices = []corev1.VolumeDevice{{}} },
-		"spec.containers[0].resources.claims": func(s *corev1.PodSpec) { main(s).Resources.Claims = []corev1.ResourceClaim{{}} },
-		"spec.containers[0].resources.requests": func(s *corev1.PodSpec) {
-			main(s).Resources.Requests = corev1.ResourceList{"example.com/gpu": resource.MustParse("1")}
-		},
-		"spec.containers[0].restartPolicyRules":         func(s *corev1.PodSpec) { main(s).RestartPolicyRules = []corev1.ContainerRestartRule{{}} },
-		"spec.containers[0].securityContext.privileged": func(s *corev1.PodSpec) { security(s).Privileged = ptr(true) },
-		"spec.containers[0].securityContext.procMount":  func(s *corev1.PodSpec) { security(s).ProcMount = ptr(corev1.UnmaskedProcMount) },
-		"spec.containers[0].securityContext.windowsOptions": func(s *corev1.PodSpec) {
-			security(s).WindowsOptions = &corev1.WindowsSecurityContextOptions{}
-		},
-		"spec.containers[0].securityContext.appArmorProfile": func(s *corev1.PodSpec) {
-			security(s).AppArmorProfile = &corev1.AppArmorProfile{Type: corev1.AppArmorProfileTypeLocalhost}
-		},
-		"spec.containers[0].securityContext.seccompProfile": func(s *corev1.PodSpec) {
-			security(s).SeccompProfile = &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeUnconfined}
-		},
-		"spec.initContainers[0].securityContext.privileged": func(s *corev1.PodSpec) {
-			s.InitContainers = []corev1.Container{{Name: "first", SecurityContext: &corev1.SecurityContext{Privileged: ptr(true)}}}
-		},
-	} {
+	for field, change := range refused {
 		got := refusals(shopPod(func(p *corev1.Pod) { change(&p.Spec) }), testFacts(), Permissions{})
 		if len(got) != 1 || got[0].field != field || len(strings.Fields(got[0].why)) < 3 {
 			t.Errorf("refusals = %v, want one of %s with its reason", got, field)
