@@ -18,7 +18,7 @@ var layers = []struct {
 	{"adapter", []string{"cgroup", "client", "dns", "identity", "image", "keeper", "network", "probe", "runtime", "sandbox",
 		"store/embedded", "store/etcd", "store/mem", "store/sealed", "volume"}},
 	{"service", []string{"agent", "controller", "httpapi", "nodeless", "sim", "virtualnode"}},
-	{"command", []string{"bench", "cli", "doctor", "platform", "tidy"}},
+	{"command", []string{"bench", "cli", "doctor", "platform", "podbench", "tidy"}},
 }
 
 // sideways are imports within a storey, each with its reason.
@@ -40,7 +40,7 @@ var sideways = map[string]string{
 // programs are what a main package, or a package that must know no more of this house, may import.
 var programs = map[string][]string{
 	"cmd/spillway":      {"internal/cli"},
-	"cmd/spillway-node": {"internal/client", "internal/virtualnode"},
+	"cmd/spillway-node": {"internal/client", "internal/podbench", "internal/virtualnode"},
 	// The virtual node is a client of the API as any other; the vocabulary is the client's, too.
 	"internal/virtualnode": {"internal/client", "internal/fault", "internal/host"},
 	"cmd/spillway-keeper":  {"internal/keeper", "internal/sandbox"},
@@ -117,7 +117,7 @@ func TestProgramsImportOnlyTheirPart(t *testing.T) {
 }
 
 // clustered are the packages that may link Kubernetes: everything else works where there is none.
-var clustered = []string{"cmd/spillway-node", "internal/virtualnode", "test"}
+var clustered = []string{"cmd/spillway-node", "internal/podbench", "internal/virtualnode", "test"}
 
 func TestKubernetesStaysInTheVirtualNode(t *testing.T) {
 	n := 0
