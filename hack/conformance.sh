@@ -16,6 +16,7 @@ procs=${PROCS:-4}
 dir=$PWD/build/conformance
 programs=$dir/programs
 address=10.255.250.1 # on the loopback device, of the control plane and the nodes
+dns=spillway.internal/coredns:conformance
 export CGO_ENABLED=0 KUBECONFIG=$dir/kubernetes/kubeconfig
 
 say() { echo "conformance: $*" >&2; }
@@ -64,8 +65,11 @@ await() {
 }
 say "start"
 begin platform bin/spillway up --data-dir "$dir/platform" --listen 127.0.0.1:0
-begin kubernetes bin/spillway-kubernetes --data-dir "$dir/kubernetes" --listen 127.0.0.1:0 --advertise-address $address
+begin kubernetes bin/spillway-kubernetes --data-dir "$dir/kubernetes" --listen 127.0.0.1:0 --advertise-address $address \
+    --addons coredns=$dns
 await platform
+go run ./hack/image -o "$dir/coredns.tar" -name $dns -file bin/coredns=/coredns -entrypoint /coredns
+bin/spillway --config "$dir/platform/client.json" image import "$dir/coredns.tar" >/dev/null
 await kubernetes
 for n in 1 2; do
     begin "node$n" bin/spillway-node --kubeconfig "$KUBECONFIG" --config "$dir/platform/client.json" --name "virtual-$n" --no-taint \

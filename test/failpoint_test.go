@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"spillway.dev/spillway/internal/port"
 )
 
 // Lines "gofail: var NAME struct{}" mark the places where a process may be killed between two effects. The programs
@@ -87,6 +89,23 @@ func keptPort(t *testing.T) string {
 	}
 	t.Fatal("no port is free")
 	return ""
+}
+
+// awaitPorts waits until the port on which failpoints are switched is free: a child that a killed process was about to
+// execute has it a moment longer.
+func awaitPorts(env []string) error {
+	for _, e := range env {
+		addr, ok := strings.CutPrefix(e, "GOFAIL_HTTP=")
+		if !ok {
+			continue
+		}
+		l, err := port.Take(context.Background(), patience, func() (net.Listener, error) { return net.Listen("tcp", addr) })
+		if err != nil {
+			return err
+		}
+		l.Close()
+	}
+	return nil
 }
 
 func startArmed(t *testing.T, env ...string) *armed {

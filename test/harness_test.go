@@ -104,6 +104,9 @@ func (p *platform) in(t *testing.T) *platform {
 
 // up starts the process and waits for its ready line.
 func (p *platform) up(env ...string) error {
+	if err := awaitPorts(p.opt.env); err != nil {
+		return err
+	}
 	cmd := exec.Command(p.bin.spillway, append([]string{"up", "--data-dir", p.dir, "--listen", "127.0.0.1:0"}, p.opt.args...)...)
 	cmd.Env = append(append(append(os.Environ(), "SPILLWAY_KEEPER="+p.bin.keeper), p.opt.env...), env...)
 	cmd.Stderr = p.logs

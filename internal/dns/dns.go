@@ -24,6 +24,8 @@ import (
 	"github.com/miekg/dns"
 	"golang.org/x/net/netutil"
 	"golang.org/x/time/rate"
+
+	"spillway.dev/spillway/internal/port"
 )
 
 // Zone is the end of all names of the platform.
@@ -80,12 +82,12 @@ func New(ctx context.Context, cfg Config, table *Table) (*Server, error) {
 
 func (s *Server) listen(ctx context.Context, at string) error {
 	var lc net.ListenConfig
-	udp, err := lc.ListenPacket(ctx, "udp", at)
+	udp, err := port.Take(ctx, port.Patience, func() (net.PacketConn, error) { return lc.ListenPacket(ctx, "udp", at) })
 	if err != nil {
 		return err
 	}
 	at = udp.LocalAddr().String() // the same port for both, also when it was 0
-	tcp, err := lc.Listen(ctx, "tcp", at)
+	tcp, err := port.Take(ctx, port.Patience, func() (net.Listener, error) { return lc.Listen(ctx, "tcp", at) })
 	if err != nil {
 		return errors.Join(err, udp.Close())
 	}

@@ -29,6 +29,7 @@ import (
 	"spillway.dev/spillway/internal/identity"
 	"spillway.dev/spillway/internal/nodeless"
 	"spillway.dev/spillway/internal/place"
+	"spillway.dev/spillway/internal/port"
 	"spillway.dev/spillway/internal/store/embedded"
 	"spillway.dev/spillway/internal/store/etcd"
 	"spillway.dev/spillway/internal/store/sealed"
@@ -194,7 +195,7 @@ func (s *site) run(ctx context.Context) error {
 	}
 	defer h.close()
 
-	listener, err := net.Listen("tcp", cfg.Listen)
+	listener, err := port.Take(ctx, port.Patience, func() (net.Listener, error) { return net.Listen("tcp", cfg.Listen) })
 	if err != nil {
 		return fault.New(fault.Unavailable, "", "The API cannot listen on %s: %v. Choose another address with --listen.", cfg.Listen, err)
 	}

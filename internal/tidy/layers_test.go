@@ -15,7 +15,7 @@ var layers = []struct {
 }{
 	{"vocabulary", []string{"fault", "group", "host", "service", "store"}},
 	{"pure", []string{"arm", "converge", "place", "seccomp", "stream"}},
-	{"adapter", []string{"cgroup", "client", "dns", "identity", "image", "keeper", "network", "probe", "runtime", "sandbox",
+	{"adapter", []string{"cgroup", "client", "dns", "identity", "image", "keeper", "network", "port", "probe", "runtime", "sandbox",
 		"store/embedded", "store/etcd", "store/mem", "store/sealed", "volume"}},
 	{"service", []string{"agent", "controller", "httpapi", "nodeless", "sim", "virtualnode"}},
 	{"command", []string{"bench", "cli", "doctor", "platform", "podbench", "tidy"}},
@@ -26,6 +26,7 @@ var sideways = map[string]string{
 	"host -> group":         "a host is asked to run groups: one vocabulary in two files",
 	"host -> service":       "and to carry service addresses",
 	"service -> group":      "a service address leads to groups, and is named as they are",
+	"dns -> port":           "it listens, and may be started again the moment it was killed",
 	"keeper -> sandbox":     "the keeper starts the sandbox's init and hands it its specification",
 	"runtime -> cgroup":     "a runtime is put together of cgroups, keeper and sandbox",
 	"runtime -> keeper":     "a runtime is put together of cgroups, keeper and sandbox",
