@@ -21,7 +21,7 @@ export CGO_ENABLED=0 KUBECONFIG=$dir/kubernetes/kubeconfig
 
 say() { echo "conformance: $*" >&2; }
 [ "$(id -u)" = 0 ] || { say "run as root"; exit 1; }
-for pair in curl:curl nc.openbsd:netcat-openbsd dig:bind9-dnsutils gcc:gcc busybox:busybox-static ip:iproute2; do
+for pair in curl:curl nc.openbsd:netcat-openbsd dig:bind9-dnsutils gcc:gcc bash-static:bash-static busybox:busybox-static ip:iproute2; do
     command -v "${pair%%:*}" >/dev/null || apt-get install -y --no-install-recommends "${pair#*:}" >/dev/null
 done
 

@@ -57,6 +57,8 @@ image() {
 
 www=(/bin/busybox httpd -f -p 80 -h)
 base "$work/plain"
+# A shell that keeps variables whose names it could not have itself.
+rm "$work/plain/bin/sh" && cp "$(command -v bash-static)" "$work/plain/bin/sh"
 image "busybox ipc-utils perl" "$work/plain" -- sh
 base "$work/agnhost"
 copy "$work/agnhost" curl dig nc.openbsd
