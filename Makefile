@@ -4,13 +4,15 @@ GO    ?= go
 export CGO_ENABLED = 0
 LDFLAGS = -s -w
 
-.PHONY: build kubernetes conformance up down purge test soak setup runsc generate vet race fuzz bench man clean need
+.PHONY: build platform kubernetes conformance up down purge test soak setup runsc generate vet race fuzz bench man clean need
 
-build: need ## bin/spillway, which carries its keeper, and bin/spillway-node
+build: platform ## bin/spillway and bin/spillway-node
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/spillway-node ./cmd/spillway-node
+
+platform: need ## bin/spillway, which carries its keeper
 	@mkdir -p bin
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o internal/runtime/embed/spillway-keeper ./cmd/spillway-keeper
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/spillway ./cmd/spillway
-	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/spillway-node ./cmd/spillway-node
 
 need:
 	@hack/need.sh build
@@ -27,7 +29,7 @@ kubernetes: need ## what 'spillway up --kubernetes' starts: bin/spillway-kuberne
 
 up: ## build, start the platform in the background, run the sample group
 	@hack/need.sh up
-	@$(MAKE) --no-print-directory build
+	@$(MAKE) --no-print-directory platform
 	@hack/up.sh
 
 down: ## stop the platform; groups go on
