@@ -36,7 +36,7 @@ func instanceOf(dir string) (id, gateway string, err error) {
 func leftovers(id, dir, gateway string) error {
 	var err error
 	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
-		if err = errors.Join(gatewayOf(gateway), linksOf(id), tablesOf(id), cgroupsOf(id), mountsOf(dir, id), processesOf(id, dir), runDirOf(id)); err == nil {
+		if err = errors.Join(gatewayOf(gateway), clusterAddressOf(id), linksOf(id), tablesOf(id), cgroupsOf(id), mountsOf(dir, id), processesOf(id, dir), runDirOf(id)); err == nil {
 			return nil
 		}
 	}
@@ -68,6 +68,15 @@ func gatewayOf(gateway string) error {
 		}
 	}
 	return nil
+}
+
+// clusterAddressOf looks for the address of a Kubernetes beside the platform.
+func clusterAddressOf(id string) error {
+	out, err := exec.Command("ip", "-4", "addr", "show", "dev", "lo").Output()
+	if err == nil && strings.Contains(string(out), "lo:sk"+id) {
+		err = fmt.Errorf("an address labelled lo:sk%s is left", id)
+	}
+	return err
 }
 
 func linksOf(id string) error {
