@@ -105,7 +105,7 @@ type cluster struct {
 }
 
 func (c *cluster) controlArgs() []string {
-	return []string{"--data-dir", c.cfg.Dir, "--listen", c.listen, "--advertise-address", c.addr.String(), "--addons", c.addons}
+	return []string{"--data-dir", c.cfg.Dir, "--listen", c.listen, "--advertise-address", c.addr.String(), "--advertise-port", "6443", "--addons", c.addons}
 }
 
 func (c *cluster) nodeArgs() []string {

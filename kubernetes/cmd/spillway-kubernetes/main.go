@@ -31,6 +31,7 @@ func run() error {
 	flags.StringVar(&cfg.Listen, "listen", "127.0.0.1:6443", "HOST:PORT of the API; port 0 picks a free one")
 	flags.TextVar(&cfg.ServiceCIDR, "service-cidr", cfg.ServiceCIDR, "addresses of Services")
 	flags.TextVar(&cfg.Advertise, "advertise-address", netip.Addr{}, "address at which pods reach the API (default: the one it listens on, or this machine's when that is loopback)")
+	flags.IntVar(&cfg.AdvertisePort, "advertise-port", 0, "port there (default: that of --listen)")
 	names := flags.String("cert-names", "", "further names and addresses in the API's certificate, separated by commas")
 	addons := flags.String("addons", "", "NAME=IMAGE,…: what runs in the cluster as pods; there are coredns and metrics-server")
 	klog.InitFlags(flags)

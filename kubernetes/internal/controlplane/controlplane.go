@@ -24,14 +24,15 @@ import (
 
 // Config is a control plane.
 type Config struct {
-	DataDir     string
-	Listen      string            // HOST:PORT of the API
-	Advertise   netip.Addr        // address at which pods reach the API, never loopback; invalid: chosen
-	ServiceCIDR netip.Prefix      // addresses of Services
-	Names       []string          // further names and addresses in the API's certificate
-	Addons      map[string]string // add-on → its image, which every node has: coredns, metrics-server
-	Ready       func(endpoint string)
-	Usable      func() // a node is there and the name server answers; never called without the add-on coredns
+	DataDir       string
+	Listen        string            // HOST:PORT of the API
+	Advertise     netip.Addr        // address at which pods reach the API, never loopback; invalid: chosen
+	AdvertisePort int               // port there; 0: that of Listen
+	ServiceCIDR   netip.Prefix      // addresses of Services
+	Names         []string          // further names and addresses in the API's certificate
+	Addons        map[string]string // add-on → its image, which every node has: coredns, metrics-server
+	Ready         func(endpoint string)
+	Usable        func() // a node is there and the name server answers; never called without the add-on coredns
 }
 
 // files are the paths of what the components read.
@@ -112,11 +113,14 @@ func prepare(cfg *Config) (*files, net.Listener, error) {
 	if err := chooseAdvertised(cfg); err != nil {
 		return nil, nil, err
 	}
-	listener, err := listen(cfg)
+	listener, asked, err := listen(cfg)
 	if err != nil {
 		return nil, nil, err
 	}
-	f, err := makeFiles(cfg, pki, listener.Addr().String())
+	f, err := makeFiles(cfg, pki, asked)
+	if err == nil {
+		f.host, f.port, err = net.SplitHostPort(listener.Addr().String())
+	}
 	if err != nil {
 		return nil, nil, errors.Join(err, listener.Close())
 	}
@@ -125,15 +129,14 @@ func prepare(cfg *Config) (*files, net.Listener, error) {
 
 func makeFiles(cfg *Config, pki, address string) (*files, error) {
 	f := &files{}
-	var err error
-	if f.host, f.port, err = net.SplitHostPort(address); err != nil {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
 		return nil, err
 	}
-	host := f.host
 	if ip, err := netip.ParseAddr(host); err == nil && ip.IsUnspecified() {
 		host = "127.0.0.1"
 	}
-	f.endpoint, f.advertised = "https://"+net.JoinHostPort(host, f.port), cfg.Advertise.String()
+	f.endpoint, f.advertised = "https://"+net.JoinHostPort(host, port), cfg.Advertise.String()
 	ca, err := openAuthority(pki, "ca")
 	if err != nil {
 		return nil, err

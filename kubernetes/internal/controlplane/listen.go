@@ -37,21 +37,27 @@ func chooseAdvertised(cfg *Config) error {
 	return nil
 }
 
-// listen opens the API's listener. When pods are to reach it at another address than Listen's, it listens at both.
-func listen(cfg *Config) (net.Listener, error) {
+// listen opens the API's listener, and says where it listens of the addresses that were asked for. When pods are to
+// reach it at another address or port than Listen's, it listens at both, and the API server counts the latter as its
+// own: what it once told pods of itself must stay true over a kill, after which it does not look at its port again.
+func listen(cfg *Config) (all net.Listener, asked string, err error) {
 	first, err := net.Listen("tcp", cfg.Listen)
 	if err != nil {
-		return nil, fmt.Errorf("the API cannot listen on %s: %w", cfg.Listen, err)
+		return nil, "", fmt.Errorf("the API cannot listen on %s: %w", cfg.Listen, err)
 	}
 	addr := first.Addr().(*net.TCPAddr)
-	if !cfg.Advertise.IsValid() || addr.IP.IsUnspecified() || addr.IP.Equal(cfg.Advertise.AsSlice()) {
-		return first, nil
+	port := cfg.AdvertisePort
+	if port == 0 {
+		port = addr.Port
 	}
-	second, err := net.ListenTCP("tcp", &net.TCPAddr{IP: cfg.Advertise.AsSlice(), Port: addr.Port})
+	if !cfg.Advertise.IsValid() || port == addr.Port && (addr.IP.IsUnspecified() || addr.IP.Equal(cfg.Advertise.AsSlice())) {
+		return first, addr.String(), nil
+	}
+	second, err := net.ListenTCP("tcp", &net.TCPAddr{IP: cfg.Advertise.AsSlice(), Port: port})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("the API cannot listen on %s: %w", cfg.Advertise, err), first.Close())
+		return nil, "", errors.Join(fmt.Errorf("the API cannot listen on %s port %d: %w", cfg.Advertise, port, err), first.Close())
 	}
-	return join(first, second), nil
+	return join(second, first), addr.String(), nil
 }
 
 // joined accepts from several listeners; its address is the first one's.
