@@ -37,7 +37,7 @@ func (e encoder) container(c *group.Container, init bool) wireContainer {
 		list := ports(c.Ports)
 		p.Ports = &list
 	}
-	if !init || c.Requests != (group.Resources{}) && e.version.Superset {
+	if !init || (c.Requests != (group.Resources{}) || c.Limits != (group.Resources{})) && e.version.Superset {
 		p.Resources = resources(c)
 	}
 	if c.ConfigMap != nil && e.version.has(v2025) {
