@@ -37,7 +37,7 @@ func TestEnvironmentAndFiles(t *testing.T) {
 		"dnsConfig": M{"nameServers": []string{"192.0.2.53"}, "searchDomains": "one.test two.test", "options": "ndots:2"}})
 	g := p.running(n)
 	log := p.awaitLog(n, "c", "ndots:2")
-	for _, want := range []string{"yes a b s3cret /home/web inside inside", "10.9.8.7\tfar.test away.test", address(g), "nameserver 192.0.2.53", "search one.test two.test", "options ndots:2"} {
+	for _, want := range []string{"yes a b s3cret /home/web inside inside", "10.9.8.7\tfar.test\taway.test", address(g), "nameserver 192.0.2.53", "search one.test two.test", "options ndots:2"} {
 		if !strings.Contains(strings.ReplaceAll(log, "10.9.8.7 ", "10.9.8.7\t"), want) {
 			t.Errorf("log lacks %q:\n%s", want, log)
 		}
