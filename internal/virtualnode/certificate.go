@@ -72,15 +72,18 @@ func (s *servingCertificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error)
 	return nil, errors.New("the cluster has not signed this node's serving certificate yet")
 }
 
-// approveEvery is how often the node looks for its own requests.
-const approveEvery = time.Second
+// How often the node looks for its own requests: at once when it has just asked, then less and less often.
+const (
+	approveFirst = 100 * time.Millisecond
+	approveEvery = 5 * time.Second
+)
 
 // approve approves this node's own requests, where the node has the right to. Where it has not, an administrator or a
 // controller of the cluster does it, as for a kubelet. The request must be the very one that this node would make.
 func (s *servingCertificate) approve() {
 	requests := s.n.kube.CertificatesV1().CertificateSigningRequests()
-	for s.ctx.Err() == nil {
-		pause(s.ctx, approveEvery)
+	for wait := approveFirst; s.ctx.Err() == nil; wait = min(2*wait, approveEvery) {
+		pause(s.ctx, wait)
 		if c := s.manager.Current(); c != nil && c.Leaf != nil && time.Until(c.Leaf.NotAfter) > c.Leaf.NotAfter.Sub(c.Leaf.NotBefore)/2 {
 			pause(s.ctx, time.Minute)
 			continue

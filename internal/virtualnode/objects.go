@@ -152,19 +152,25 @@ func references(pod *corev1.Pod, use func(objectKey)) {
 	}
 }
 
-// pollEvery is how often an object is read again that may not be watched.
-const pollEvery = 30 * time.Second
+// How often an object is read again that may not be watched, and one that is not there: pods wait for it.
+const (
+	pollEvery   = 30 * time.Second
+	missingPoll = 2 * time.Second
+)
 
 // keep reads an object and follows its changes.
 func (c *objectCache) keep(ctx context.Context, k objectKey, o *object) {
 	for ctx.Err() == nil {
 		version, err := c.read(ctx, k, o)
-		if err != nil && !notFound(err) {
+		missing := notFound(err)
+		if err != nil && !missing {
 			pause(ctx, time.Second)
 			continue
 		}
 		w, err := c.watch(ctx, k, version)
 		switch {
+		case apierrors.IsForbidden(err) && missing:
+			pause(ctx, missingPoll)
 		case apierrors.IsForbidden(err):
 			pause(ctx, pollEvery)
 		case err != nil:
