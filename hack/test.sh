@@ -11,12 +11,10 @@ echo "== go vet"
 kubernetes=
 if [ "$(id -u)" = 0 ]; then
     hack/runsc.sh || echo "test: runsc was not built; its tests are skipped" >&2
-    # Seconds when it was built before; minutes when not.
-    if make --no-print-directory kubernetes; then
+    # Its first build takes many minutes: its tests run where somebody has built it ('make kubernetes').
+    if [ -e bin/spillway-kubernetes ] && make --no-print-directory kubernetes; then
         kubernetes=1
         (cd kubernetes && "$go" vet -trimpath ./...) || status=1
-    else
-        echo "test: the control plane was not built; its tests are skipped" >&2
     fi
 fi
 
