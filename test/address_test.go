@@ -287,16 +287,14 @@ func TestKillsDuringServiceAddressChanges(t *testing.T) {
 	properties := M{"address": "10.32.0.1", "names": []string{"svc"}, "ports": []M{{"port": 80, "targetPort": 8000}}, "endpoints": []M{endpoint}}
 	const url = "http://svc.local.spillway.internal/"
 	for _, point := range addressPoints {
-		acknowledged := a.strike(point, func(ctx context.Context) error {
+		// Answered or not: what has come this far is stored, and takes effect.
+		a.strike(point, func(ctx context.Context) error {
 			_, err := a.client.PutServiceAddress(ctx, "", "svc", M{"properties": properties})
 			if err == nil { // the hosts follow behind the answer
 				<-ctx.Done()
 			}
 			return err
 		})
-		if !acknowledged && point != "addressStored" {
-			t.Errorf("a kill at %s: the PUT was not answered", point)
-		}
 		waitFor(t, "the service address after a kill at "+point, func() bool { return slices.Equal(a.who(inside, url, 1), []string{"served"}) })
 		a.removeAddress("svc")
 	}
