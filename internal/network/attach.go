@@ -111,36 +111,39 @@ func (n *Network) configureInside(inside *socket, s Slot) error {
 	)
 }
 
-// enterNetNS opens a route socket inside a namespace and sets what only a thread inside can set. The thread comes back
-// to its own namespace, or dies.
-func enterNetNS(ns *os.File) (*socket, error) {
+// enterNetNS opens a route socket inside a namespace and sets what only a thread inside can set.
+func enterNetNS(ns *os.File) (*socket, error) { return inside(ns, prepareInside) }
+
+// inside runs a function on a thread inside a network namespace. The thread comes back to its own namespace, or dies.
+func inside[T any](ns *os.File, do func() (T, error)) (T, error) {
 	type result struct {
-		s   *socket
+		v   T
 		err error
 	}
 	done := make(chan result, 1)
 	go func() {
+		var r result
+		defer func() { done <- r }()
 		runtime.LockOSThread()
 		home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			runtime.UnlockOSThread()
-			done <- result{nil, fmt.Errorf("open own namespace: %w", err)}
+			r.err = fmt.Errorf("open own namespace: %w", err)
 			return
 		}
 		defer unix.Close(home)
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
 			runtime.UnlockOSThread()
-			done <- result{nil, fmt.Errorf("enter namespace: %w", err)}
+			r.err = fmt.Errorf("enter namespace: %w", err)
 			return
 		}
-		s, err := prepareInside()
+		r.v, r.err = do()
 		if unix.Setns(home, unix.CLONE_NEWNET) == nil {
 			runtime.UnlockOSThread() // else the goroutine ends locked, and its thread with it
 		}
-		done <- result{s, err}
 	}()
 	r := <-done
-	return r.s, r.err
+	return r.v, r.err
 }
 
 // prepareInside is run by a thread inside the slot's namespace. As in other engines, unprivileged programs of a group
