@@ -14,12 +14,6 @@ type eventAt struct {
 	last  string
 }
 
-// kubeletNames are the kubelet's reasons for the platform's events, where they differ.
-var kubeletNames = map[string]string{
-	"FailedPreStopHook": "FailedPreStopHook",
-	"Restarting":        "BackOff",
-}
-
 // passEvents tells the cluster what the platform says of a pod's containers since it was looked at last. What happened
 // before this process began has been told by the one before it.
 func (p *pods) passEvents(pod *corev1.Pod, s *podState, group *client.Group) {
@@ -54,10 +48,6 @@ func (p *pods) pass(pod *corev1.Pod, s *podState, field string, e *client.GroupE
 	if at, err := time.Parse(time.RFC3339Nano, e.Last); err != nil || at.Before(p.n.began) {
 		return
 	}
-	name := e.Name
-	if other, ok := kubeletNames[name]; ok {
-		name = other
-	}
 	ref := &corev1.ObjectReference{Kind: "Pod", APIVersion: "v1", Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, ResourceVersion: pod.ResourceVersion, FieldPath: field}
-	p.n.recorder.Event(ref, e.Type, name, e.Message)
+	p.n.recorder.Event(ref, e.Type, e.Name, e.Message)
 }

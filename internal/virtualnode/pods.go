@@ -33,8 +33,6 @@ type pods struct {
 
 // podState is what is remembered of a pod between two looks at it. Nothing of it has to outlive the process.
 type podState struct {
-	mu      sync.Mutex // one worker at a time, by the queue; streams and stats read beside it
-	pod     *corev1.Pod
 	live    []byte             // the changeable part of the group, as sent last
 	written *corev1.PodStatus  // status as written last
 	since   time.Time          // when it was first refused for want of room
@@ -151,9 +149,6 @@ func (p *pods) sync(ctx context.Context, uid string) (time.Duration, error) {
 		return p.orphan(ctx, uid, group, gone)
 	}
 	s := p.state(uid)
-	s.mu.Lock()
-	s.pod = pod
-	s.mu.Unlock()
 	p.n.objects.use(pod)
 	p.passEvents(pod, s, group)
 	switch {

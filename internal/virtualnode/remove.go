@@ -71,6 +71,7 @@ func (p *pods) orphan(ctx context.Context, uid string, group *client.Group, gone
 		delete(p.known, uid)
 		p.mu.Unlock()
 		p.n.objects.drop(uid)
+		p.n.tokens.drop(uid)
 		p.n.mirror.forget(uid)
 		return 0, nil
 	}
