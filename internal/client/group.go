@@ -108,37 +108,33 @@ func (c *Client) DeleteGroupWithin(ctx context.Context, rg, name string, grace *
 	if grace != nil {
 		query.Set("gracePeriodSeconds", strconv.FormatInt(*grace, 10))
 	}
+	_, err := c.deleteGroup(ctx, rg, name, query)
+	return err
+}
+
+// deleteGroup asks for a deletion and gives the status of the answer.
+func (c *Client) deleteGroup(ctx context.Context, rg, name string, query url.Values) (int, error) {
 	resp, err := c.send(ctx, request{method: http.MethodDelete, path: c.GroupPath(rg, name), query: query})
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if err := resp.Body.Close(); err != nil {
-		return fmt.Errorf("read answer: %w", err)
+		return 0, fmt.Errorf("read answer: %w", err)
 	}
 	if resp.StatusCode == http.StatusNoContent {
-		return fault.New(fault.NotFound, "", "The container group '%s' does not exist in resource group '%s'.", name, c.rgName(rg))
+		return 0, fault.New(fault.NotFound, "", "The container group '%s' does not exist in resource group '%s'. 'spillway ps' lists those that do.", name, c.rgName(rg))
 	}
-	return nil
+	return resp.StatusCode, nil
 }
 
 // DeleteGroup asks for a group's deletion and, with wait, returns when nothing is left of it. A group that does not
 // exist is a not-found error.
 func (c *Client) DeleteGroup(ctx context.Context, rg, name string, wait bool) error {
-	resp, err := c.send(ctx, request{method: http.MethodDelete, path: c.GroupPath(rg, name)})
-	if err != nil {
-		return err
-	}
-	status := resp.StatusCode
-	if err := resp.Body.Close(); err != nil {
-		return fmt.Errorf("read answer: %w", err)
-	}
-	switch {
-	case status == http.StatusNoContent:
-		return fault.New(fault.NotFound, "", "The container group '%s' does not exist in resource group '%s'. 'spillway ps' lists those that do.", name, c.rgName(rg))
-	case status == http.StatusAccepted && wait:
+	status, err := c.deleteGroup(ctx, rg, name, nil)
+	if err == nil && status == http.StatusAccepted && wait {
 		return c.awaitGone(ctx, rg, name)
 	}
-	return nil
+	return err
 }
 
 func (c *Client) rgName(rg string) string {
