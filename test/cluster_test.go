@@ -52,7 +52,8 @@ var builtNode = sync.OnceValues(func() (string, error) {
 	return out, nil
 })
 
-func startCluster(t *testing.T) *virtualCluster {
+// startCluster brings one up; args are the platform's.
+func startCluster(t *testing.T, args ...string) *virtualCluster {
 	t.Helper()
 	program, err := filepath.Abs("../bin/spillway-kubernetes")
 	if err != nil {
@@ -61,7 +62,7 @@ func startCluster(t *testing.T) *virtualCluster {
 	if _, err := os.Stat(program); err != nil {
 		t.Skip("bin/spillway-kubernetes is missing: make kubernetes")
 	}
-	p := startPlatform(t, options{})
+	p := startPlatform(t, options{args: args})
 	if err := p.importImage(busybox()); err != nil {
 		t.Fatal(err)
 	}
