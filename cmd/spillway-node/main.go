@@ -69,7 +69,7 @@ func command() *cobra.Command {
 	f.DurationVar(&o.cfg.RoomTimeout, "room-timeout", time.Minute, "how long a pod may find no room before it fails")
 	f.BoolVar(&o.cfg.Services, "services", true, "make the cluster's Services reachable from pods")
 	f.BoolVar(&o.debug, "debug", false, "log more")
-	c.AddCommand(benchCommand(&o.kubeconfig))
+	c.AddCommand(benchCommand(&o.kubeconfig), drainCommand(&o.kubeconfig))
 	return c
 }
 

@@ -24,7 +24,7 @@ type Config struct {
 	Nodes     []string // compared with each other; the first is ours
 	Image     string   // with a shell
 	Rounds    int      // pods on each node, one after the other
-	Burst     int      // pods at once on each node
+	Burst     int      // pods at once on each node, or as many as it takes
 }
 
 // Result is what one node did.
@@ -70,11 +70,13 @@ func Run(ctx context.Context, cfg Config) ([]Result, error) {
 		r := Result{Node: node, Running: quantile(running[node], 0.5), RunningP9: quantile(running[node], 0.99), Gone: quantile(gone[node], 0.5),
 			Writes: float64(writes[node]) / float64(max(cfg.Rounds, 1))}
 		if cfg.Burst > 0 {
-			rate, err := cfg.burst(ctx, node)
-			if err != nil {
+			var err error
+			if r.Burst, err = cfg.room(ctx, node); err != nil {
 				return nil, err
 			}
-			r.Burst, r.PerSecond = cfg.Burst, rate
+			if r.PerSecond, err = cfg.burst(ctx, node, r.Burst); err != nil {
+				return nil, err
+			}
 		}
 		out = append(out, r)
 	}
@@ -139,8 +141,21 @@ func await(ctx context.Context, w watch.Interface, done func(watch.Event, *corev
 	}
 }
 
+// room is how many of the pods of a burst a node takes at once: a kubelet has a limit.
+func (cfg *Config) room(ctx context.Context, node string) (int, error) {
+	n, err := cfg.Kube.CoreV1().Nodes().Get(ctx, node, metav1.GetOptions{})
+	if err != nil {
+		return 0, fmt.Errorf("read node %s: %w", node, err)
+	}
+	have, err := cfg.Kube.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=" + node})
+	if err != nil {
+		return 0, fmt.Errorf("list the pods of node %s: %w", node, err)
+	}
+	return min(cfg.Burst, int(n.Status.Allocatable.Pods().Value())-len(have.Items)), nil
+}
+
 // burst creates many pods at once and gives how many of them per second came to run.
-func (cfg *Config) burst(ctx context.Context, node string) (float64, error) {
+func (cfg *Config) burst(ctx context.Context, node string, count int) (float64, error) {
 	pods := cfg.Kube.CoreV1().Pods(cfg.Namespace)
 	selector := metav1.ListOptions{LabelSelector: "bench=pods,node=" + node}
 	w, err := pods.Watch(ctx, selector)
@@ -153,7 +168,7 @@ func (cfg *Config) burst(ctx context.Context, node string) (float64, error) {
 	failed := make(chan error, creators)
 	for c := range creators {
 		go func() {
-			for i := c; i < cfg.Burst; i += creators {
+			for i := c; i < count; i += creators {
 				if _, err := pods.Create(ctx, cfg.pod(fmt.Sprintf("burst-%s-%d", node, i), node), metav1.CreateOptions{}); err != nil {
 					failed <- err
 					return
@@ -167,9 +182,9 @@ func (cfg *Config) burst(ctx context.Context, node string) (float64, error) {
 		if p.Status.Phase == corev1.PodRunning {
 			up[p.Name] = true
 		}
-		return len(up) == cfg.Burst
+		return len(up) == count
 	})
-	rate := float64(cfg.Burst) / time.Since(began).Seconds()
+	rate := float64(count) / time.Since(began).Seconds()
 	for range creators {
 		if e := <-failed; e != nil && err == nil {
 			err = e

@@ -2,6 +2,7 @@ package virtualnode
 
 import (
 	"context"
+	"maps"
 	"os"
 	"runtime"
 	"strings"
@@ -17,8 +18,9 @@ const goarch = runtime.GOARCH
 // kubeletVersion is the release whose behaviour this node follows.
 const kubeletVersion = "v1.36.3"
 
-// declaredFeatures are the gates that a scheduler and an API server look for on a node.
-var declaredFeatures = []string{}
+// declaredFeatures are the gates that a scheduler and an API server look for on a node: an API server passes
+// WebSockets on to a node that says so, instead of speaking SPDY to it.
+var declaredFeatures = []string{"ExtendWebSocketsToKubelet"}
 
 // nodeInfo is what a node says of its system: here, of the platform.
 func nodeInfo(n *Node) corev1.NodeSystemInfo {
@@ -35,7 +37,8 @@ func kernel() string {
 	return unix.ByteSliceToString(u.Release[:])
 }
 
-// capacity is what the scheduler may count on: without limit, or what the subscription's quota has.
+// capacity is what the scheduler may count on: without limit, or what the subscription's quota has; allocatable is
+// what of it others of the subscription have left.
 func (n *Node) capacity(ctx context.Context) (capacity, allocatable corev1.ResourceList) {
 	all := n.allocatable()
 	if !n.cfg.Quota {
@@ -46,15 +49,43 @@ func (n *Node) capacity(ctx context.Context) (capacity, allocatable corev1.Resou
 		n.log.Warn("quota of the subscription", "error", err)
 		return all, all
 	}
+	free := maps.Clone(all)
+	own := n.ownUse()
 	for _, u := range usages {
 		switch u.Name.Value {
 		case "StandardCores":
 			all[corev1.ResourceCPU] = *resource.NewQuantity(u.Limit, resource.DecimalSI)
+			// Cores are counted whole: rounded up, so that the scheduler never counts on one that is taken.
+			others := max(u.Current-own.milliCPU/1000, 0)
+			free[corev1.ResourceCPU] = *resource.NewQuantity(max(u.Limit-others, 0), resource.DecimalSI)
 		case "ContainerGroups":
 			all[corev1.ResourcePods] = *resource.NewQuantity(u.Limit, resource.DecimalSI)
+			free[corev1.ResourcePods] = *resource.NewQuantity(max(u.Limit-max(u.Current-own.groups, 0), 0), resource.DecimalSI)
 		}
 	}
-	return all, all
+	return all, free
+}
+
+// use is what of a quota is taken.
+type use struct{ groups, milliCPU int64 }
+
+// ownUse is what this node's pods have of the subscription's quota: the rest of what is taken others have.
+func (n *Node) ownUse() use {
+	var out use
+	for _, obj := range n.pods.informer.GetStore().List() {
+		pod := obj.(*corev1.Pod)
+		if g, gone := n.mirror.get(string(pod.UID)); g == nil || gone {
+			continue
+		}
+		out.groups++
+		if finished(pod) {
+			continue
+		}
+		for i := range pod.Spec.Containers {
+			out.milliCPU += pod.Spec.Containers[i].Resources.Requests.Cpu().MilliValue()
+		}
+	}
+	return out
 }
 
 func (n *Node) maxPods() int64 {

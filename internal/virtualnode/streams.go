@@ -9,9 +9,12 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/httpstream/wsstream"
+	"k8s.io/apiserver/pkg/util/proxy"
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 	utilexec "k8s.io/utils/exec"
@@ -215,7 +218,16 @@ func (s *server) attach(w http.ResponseWriter, r *http.Request) {
 	remotecommand.ServeAttach(w, r, session{s, t}, pod.Name, string(pod.UID), t.Container, opt, streamIdle, streamCreation, execProtocols)
 }
 
+// portForward serves connections to a pod's ports, over SPDY or a WebSocket in which SPDY is carried.
 func (s *server) portForward(w http.ResponseWriter, r *http.Request) {
+	if wsstream.IsWebSocketRequestWithTunnelingProtocol(r) {
+		proxy.NewTunnelingHandler(http.HandlerFunc(s.forward)).ServeHTTP(w, r)
+		return
+	}
+	s.forward(w, r)
+}
+
+func (s *server) forward(w http.ResponseWriter, r *http.Request) {
 	t, pod, err := s.target(r)
 	if err != nil {
 		refuse(w, err)
@@ -236,7 +248,7 @@ func (s *server) runCommand(w http.ResponseWriter, r *http.Request) {
 		refuse(w, err)
 		return
 	}
-	command := r.URL.Query()["cmd"]
+	command := strings.Split(r.URL.Query().Get("cmd"), " ") // a kubelet does the same
 	out := &logWriter{w: w, left: -1, stop: func() {}}
 	if _, err := s.n.platform.Exec(r.Context(), t, host.ExecRequest{Command: command}, host.Streams{Stdout: out, Stderr: out}); err != nil && !out.begun {
 		refuse(w, err)
