@@ -18,9 +18,10 @@ const goarch = runtime.GOARCH
 // kubeletVersion is the release whose behaviour this node follows.
 const kubeletVersion = "v1.36.3"
 
-// declaredFeatures are the gates that a scheduler and an API server look for on a node: an API server passes
-// WebSockets on to a node that says so, instead of speaking SPDY to it.
-var declaredFeatures = []string{"ExtendWebSocketsToKubelet"}
+// declaredFeatures are the gates that a scheduler and an API server look for on a node. Those that there are in this
+// release concern what the node does not do: WebSockets all the way (an API server that is not told so speaks SPDY to
+// it), users of a pod's own on the host's network, a resize of init containers, rules for restarts.
+var declaredFeatures = []string{}
 
 // nodeInfo is what a node says of its system: here, of the platform.
 func nodeInfo(n *Node) corev1.NodeSystemInfo {

@@ -13,8 +13,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/util/httpstream/wsstream"
-	"k8s.io/apiserver/pkg/util/proxy"
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 	utilexec "k8s.io/utils/exec"
@@ -30,7 +28,7 @@ const (
 	streamCreation = remotecommand.DefaultStreamCreationTimeout
 )
 
-// execProtocols are those of SPDY; over a WebSocket the library speaks the fifth, too.
+// execProtocols are those of SPDY; over a WebSocket the library speaks up to the fourth.
 var execProtocols = []string{remotecommand.StreamProtocolV4Name, remotecommand.StreamProtocolV3Name, remotecommand.StreamProtocolV2Name, remotecommand.StreamProtocolV1Name}
 
 // errNoPod is a request for a pod that this node does not have.
@@ -218,16 +216,7 @@ func (s *server) attach(w http.ResponseWriter, r *http.Request) {
 	remotecommand.ServeAttach(w, r, session{s, t}, pod.Name, string(pod.UID), t.Container, opt, streamIdle, streamCreation, execProtocols)
 }
 
-// portForward serves connections to a pod's ports, over SPDY or a WebSocket in which SPDY is carried.
 func (s *server) portForward(w http.ResponseWriter, r *http.Request) {
-	if wsstream.IsWebSocketRequestWithTunnelingProtocol(r) {
-		proxy.NewTunnelingHandler(http.HandlerFunc(s.forward)).ServeHTTP(w, r)
-		return
-	}
-	s.forward(w, r)
-}
-
-func (s *server) forward(w http.ResponseWriter, r *http.Request) {
 	t, pod, err := s.target(r)
 	if err != nil {
 		refuse(w, err)
