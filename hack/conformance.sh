@@ -79,7 +79,10 @@ hack/conformance/images.sh "$dir/images" "$programs" "$dir/platform/client.json"
 
 say "run"
 status=0
+# In the background, so that whoever ends this script ends the suite with it.
 "$programs/ginkgo" --procs="$procs" --focus="$focus" --skip='\[Disruptive\]' --no-color --silence-skips --timeout=3h --output-dir="$dir/report" --json-report=report.json \
-    "$programs/e2e.test" -- --kubeconfig="$KUBECONFIG" --kubectl-path="$programs/kubectl" --provider=skeleton --disable-log-dump=true >"$dir/report/log" 2>&1 || status=$?
+    "$programs/e2e.test" -- --kubeconfig="$KUBECONFIG" --kubectl-path="$programs/kubectl" --provider=skeleton --disable-log-dump=true >"$dir/report/log" 2>&1 &
+pids+=($!)
+wait "${pids[-1]}" || status=$?
 grep -E '^(Ran|  \[FAIL\]|Ginkgo ran)' "$dir/report/log" || tail -n 20 "$dir/report/log"
 exit $status
