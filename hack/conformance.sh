@@ -44,6 +44,8 @@ cleanup() {
     ip address delete $address/32 dev lo 2>/dev/null || true
 }
 trap cleanup EXIT
+# What a run that was killed has left.
+[ ! -e "$dir/platform" ] || bin/spillway down --purge --data-dir "$dir/platform" >/dev/null 2>&1 || true
 rm -rf "$dir/platform" "$dir/kubernetes" "$dir/report"
 mkdir -p "$dir/report"
 ip address add $address/32 dev lo 2>/dev/null || true
