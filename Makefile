@@ -21,6 +21,10 @@ need:
 KUBERNETES = v1.36.3
 KUBERNETES_LDFLAGS = $(LDFLAGS) $(foreach p,k8s.io/component-base/version k8s.io/client-go/pkg/version,-X $(p).gitVersion=$(KUBERNETES) -X $(p).gitMajor=1 -X $(p).gitMinor=36)
 
+.PHONY: kubernetes-ldflags
+kubernetes-ldflags:
+	@echo "$(KUBERNETES_LDFLAGS)"
+
 kubernetes: need ## what 'spillway up --kubernetes' starts: bin/spillway-kubernetes (its first build takes some minutes), coredns, metrics-server
 	@mkdir -p bin
 	cd kubernetes && $(GO) build -trimpath -ldflags '$(KUBERNETES_LDFLAGS)' -o ../bin/spillway-kubernetes ./cmd/spillway-kubernetes

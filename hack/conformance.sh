@@ -30,7 +30,7 @@ mkdir -p "$programs"
 make --no-print-directory build kubernetes >/dev/null
 (
     cd kubernetes
-    go build -o "$programs/kubectl" k8s.io/kubernetes/cmd/kubectl
+    go build -trimpath -ldflags "$(make -s -C .. kubernetes-ldflags)" -o "$programs/kubectl" k8s.io/kubernetes/cmd/kubectl
     go build -o "$programs/agnhost" k8s.io/kubernetes/test/images/agnhost
     go build -o "$programs/ginkgo" github.com/onsi/ginkgo/v2/ginkgo
     go test -c -o "$programs/e2e.test" k8s.io/kubernetes/test/e2e
