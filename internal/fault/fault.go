@@ -105,3 +105,13 @@ func ForStatus(status int) Kind {
 	}
 	return Internal
 }
+
+// KindNamed finds a kind by its name in the table; Internal when there is none.
+func KindNamed(name string) Kind {
+	for kind, row := range table {
+		if row.Name == name {
+			return kind
+		}
+	}
+	return Internal
+}

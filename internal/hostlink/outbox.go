@@ -1,0 +1,94 @@
+package hostlink
+
+import (
+	"slices"
+	"sync"
+
+	"spillway.dev/spillway/internal/group"
+	"spillway.dev/spillway/internal/service"
+)
+
+// outbox is what a host has not been told yet, in order. Wishes replace older ones of the same thing, so that a host
+// that reads slowly costs no more memory than its groups do, and nobody waits for it.
+type outbox struct {
+	mu     sync.Mutex // guards what follows
+	queue  []*down
+	groups map[string]*down // by uid: the message that assigns the group
+	serve  *service.Update  // in the queue already
+	bell   chan struct{}
+}
+
+func newOutbox() *outbox {
+	return &outbox{groups: map[string]*down{}, bell: make(chan struct{}, 1)}
+}
+
+// ring wakes the sender, with the lock held.
+func (o *outbox) ring() {
+	select {
+	case o.bell <- struct{}{}:
+	default:
+	}
+}
+
+func (o *outbox) put(d *down) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.queue = append(o.queue, d)
+	o.ring()
+}
+
+// assign adds a group, or replaces the older record of it that nobody has read yet.
+func (o *outbox) assign(g *group.Group) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	defer o.ring()
+	if d := o.groups[g.UID]; d != nil {
+		i := slices.IndexFunc(d.Assign, func(x *group.Group) bool { return x.UID == g.UID })
+		if g.Generation >= d.Assign[i].Generation {
+			d.Assign[i] = g
+		}
+		return
+	}
+	last := len(o.queue) - 1
+	if last < 0 || o.queue[last].Assign == nil || len(o.queue[last].Assign) >= maxBatch {
+		o.queue = append(o.queue, &down{})
+		last++
+	}
+	o.queue[last].Assign = append(o.queue[last].Assign, g)
+	o.groups[g.UID] = o.queue[last]
+}
+
+// addServe adds service addresses, or joins them with those that nobody has read yet.
+func (o *outbox) addServe(u service.Update) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	defer o.ring()
+	if o.serve == nil || u.Full {
+		if o.serve != nil {
+			*o.serve = u
+			return
+		}
+		o.serve = &u
+		o.queue = append(o.queue, &down{Serve: o.serve})
+		return
+	}
+	changed := map[string]bool{}
+	for _, r := range u.Set {
+		changed[r.UID] = true
+	}
+	for _, uid := range u.Gone {
+		changed[uid] = true
+	}
+	o.serve.Set = append(slices.DeleteFunc(slices.Clone(o.serve.Set), func(r service.Route) bool { return changed[r.UID] }), u.Set...)
+	o.serve.Gone = append(slices.DeleteFunc(slices.Clone(o.serve.Gone), func(uid string) bool { return changed[uid] }), u.Gone...)
+}
+
+// take gives all that is to be sent now.
+func (o *outbox) take() []*down {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	out := o.queue
+	o.queue, o.serve = nil, nil
+	clear(o.groups)
+	return out
+}
