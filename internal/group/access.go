@@ -99,6 +99,17 @@ func list(all []Access) string {
 // Any says whether anything is given at all.
 func (a Allowance) Any() bool { return len(a.given) > 0 }
 
+// Words are what is given, without the limits of paths.
+func (a Allowance) Words() []string {
+	var words []string
+	for _, access := range accesses {
+		if a.given[access] {
+			words = append(words, string(access))
+		}
+	}
+	return words
+}
+
 // Lacks are those needs that are not given.
 func (a Allowance) Lacks(needs []Need) []Need {
 	return slices.DeleteFunc(slices.Clone(needs), func(n Need) bool {
