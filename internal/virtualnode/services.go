@@ -286,6 +286,10 @@ func (f *serviceFeed) addressOf(s *corev1.Service) *address {
 		return nil // there is such an index
 	}
 	p.Endpoints = endpointsOf(list, names)
+	if f.n.cfg.Allow.HostNetwork { // a pod in the host's network is one of the machine's own ports
+		own := func(e addressEndpoint) bool { return e.Address == f.n.cfg.Address }
+		p.HostEndpoints = p.HostEndpoints || slices.ContainsFunc(p.Endpoints, own)
+	}
 	return a
 }
 
