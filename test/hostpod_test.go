@@ -74,6 +74,18 @@ func TestPodsOfTheHost(t *testing.T) {
 		}
 		return err
 	})
+	// The cluster's names and Services are there in the host's network, too.
+	looker := podTemplate("look", asking, corev1.RestartPolicyOnFailure).Spec
+	looker.Containers[0].Command[2] = strings.ReplaceAll(strings.ReplaceAll(looker.Containers[0].Command[2], "web.default", "agent.default"), "grep ^web-", "grep from-the-host")
+	looker.HostNetwork, looker.DNSPolicy = true, corev1.DNSClusterFirstWithHostNet
+	p.createPod(kube, "look", looker)
+	p.eventually("a pod that asks from the host's network", func(ctx context.Context) error {
+		pod, err := kube.CoreV1().Pods("default").Get(ctx, "look", metav1.GetOptions{})
+		if err == nil && (pod.Status.Phase != corev1.PodSucceeded || !strings.Contains(p.podLog(kube, "look"), "from-the-host")) {
+			err = errors.New("it is " + string(pod.Status.Phase))
+		}
+		return err
+	})
 	if log := p.podLog(kube, "ask"); !strings.HasPrefix(log, "# Kubernetes-managed hosts file.\n") || !strings.Contains(log, "from-the-host") {
 		t.Errorf("the pod that asked said\n%s", log)
 	}

@@ -52,6 +52,10 @@ func TestHostAccessIsNotGiven(t *testing.T) {
 			}
 		}
 	}
+	body := addressBody(map[string]any{"fromHosts": true})
+	if _, err := w.client.PutServiceAddress(t.Context(), "", "svc", body); fault.KindOf(err) != fault.Invalid || !strings.Contains(err.Error(), "properties.fromHosts") {
+		t.Errorf("a service address that hosts reach: %v, want a refusal that names the field", err)
+	}
 	for name, body := range map[string]map[string]any{"ipc": hostBody(map[string]any{"hostIPC": true}), "path": path("/var/log/pods")} {
 		if a := w.call("PUT", w.groupPath(name), arm.Superset, body); a.status != 201 {
 			t.Errorf("%s: %d, want 201\n%s", name, a.status, a.text)
@@ -71,6 +75,8 @@ func TestHostAccessNeedsARight(t *testing.T) {
 	w.must2(admin.PutGroup(t.Context(), "", "held", privilegedBody()))
 	w.must2(admin.PutGroup(t.Context(), "", "net", hostBody(map[string]any{"hostNetwork": true})))
 	w.must2(contributor.PutGroup(t.Context(), "", "plain", hostBody(nil)))
+	fromHosts := addressBody(map[string]any{"fromHosts": true})
+	w.must2(admin.PutServiceAddress(t.Context(), "", "svc", fromHosts))
 	for _, name := range []string{"held", "net", "plain"} {
 		w.waitState(name, "Running")
 	}
@@ -88,7 +94,11 @@ func TestHostAccessNeedsARight(t *testing.T) {
 		},
 		"another image":                 func(c *client.Client) error { _, err := c.PatchGroup(t.Context(), "", "held", image); return err },
 		"a privileged container beside": func(c *client.Client) error { _, err := c.PatchGroup(t.Context(), "", "plain", added); return err },
-		"exec":                          func(c *client.Client) error { return exec(c, "held") },
+		"a service address for hosts": func(c *client.Client) error {
+			_, err := c.PutServiceAddress(t.Context(), "", "svc", fromHosts)
+			return err
+		},
+		"exec": func(c *client.Client) error { return exec(c, "held") },
 		"attach": func(c *client.Client) error {
 			return c.Attach(t.Context(), client.Target{Group: "held"}, host.Streams{})
 		},

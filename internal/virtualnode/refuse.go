@@ -28,9 +28,6 @@ func refusals(pod *corev1.Pod, f *facts, allow Permissions) []refusal {
 			refuse("spec."+h.field, "%s", unless("the pod would share namespaces of a host that is not its own", h.word))
 		}
 	}
-	if s.HostNetwork && s.DNSPolicy == corev1.DNSClusterFirstWithHostNet {
-		refuse("spec.dnsPolicy", "a pod in the host's network does not reach the cluster's Services, its name server among them; use Default")
-	}
 	if s.HostUsers != nil && !*s.HostUsers {
 		refuse("spec.hostUsers", "user namespaces are not available")
 	}

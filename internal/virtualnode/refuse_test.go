@@ -26,12 +26,9 @@ func secondVolume(s *corev1.PodSpec, source corev1.VolumeSource) {
 
 // refused has a pod for each field that is refused.
 var refused = map[string]func(s *corev1.PodSpec){
-	"spec.hostNetwork": func(s *corev1.PodSpec) { s.HostNetwork = true },
-	"spec.hostPID":     func(s *corev1.PodSpec) { s.HostPID = true },
-	"spec.hostIPC":     func(s *corev1.PodSpec) { s.HostIPC = true },
-	"spec.dnsPolicy": func(s *corev1.PodSpec) {
-		s.HostNetwork, s.DNSPolicy = true, corev1.DNSClusterFirstWithHostNet
-	},
+	"spec.hostNetwork":      func(s *corev1.PodSpec) { s.HostNetwork = true },
+	"spec.hostPID":          func(s *corev1.PodSpec) { s.HostPID = true },
+	"spec.hostIPC":          func(s *corev1.PodSpec) { s.HostIPC = true },
 	"spec.hostUsers":        func(s *corev1.PodSpec) { s.HostUsers = ptr(false) },
 	"spec.runtimeClassName": func(s *corev1.PodSpec) { s.RuntimeClassName = ptr("kata") },
 	"spec.resourceClaims":   func(s *corev1.PodSpec) { s.ResourceClaims = []corev1.PodResourceClaim{{Name: "gpu"}} },
@@ -130,7 +127,7 @@ func TestPermissionsLetPass(t *testing.T) {
 
 func TestRefusalsNameTheField(t *testing.T) {
 	for field, change := range refused {
-		got := refusals(shopPod(func(p *corev1.Pod) { change(&p.Spec) }), testFacts(), Permissions{HostNetwork: field == "spec.dnsPolicy"})
+		got := refusals(shopPod(func(p *corev1.Pod) { change(&p.Spec) }), testFacts(), Permissions{})
 		if len(got) != 1 || got[0].field != field || len(strings.Fields(got[0].why)) < 3 {
 			t.Errorf("refusals = %v, want one of %s with its reason", got, field)
 		}
