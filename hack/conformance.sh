@@ -17,6 +17,7 @@ dir=$PWD/build/conformance
 programs=$dir/programs
 address=10.255.250.1 # on the loopback device, of the control plane and the nodes
 dns=spillway.internal/coredns:conformance
+allow=host-network,host-pid,host-ipc,host-path,privileged # some tests have pods of the host's own
 export CGO_ENABLED=0 KUBECONFIG=$dir/kubernetes/kubeconfig
 
 say() { echo "conformance: $*" >&2; }
@@ -66,7 +67,7 @@ await() {
     exit 1
 }
 say "start"
-begin platform bin/spillway up --data-dir "$dir/platform" --listen 127.0.0.1:0
+begin platform bin/spillway up --data-dir "$dir/platform" --listen 127.0.0.1:0 --allow $allow
 begin kubernetes bin/spillway-kubernetes --data-dir "$dir/kubernetes" --listen 127.0.0.1:0 --advertise-address $address \
     --addons coredns=$dns
 await platform
@@ -75,7 +76,7 @@ bin/spillway --config "$dir/platform/client.json" image import "$dir/coredns.tar
 await kubernetes
 for n in 1 2; do
     begin "node$n" bin/spillway-node --kubeconfig "$KUBECONFIG" --config "$dir/platform/client.json" --name "virtual-$n" --no-taint \
-        --address $address --listen $address:$((10250 + n))
+        --address $address --listen $address:$((10250 + n)) --allow $allow
 done
 hack/conformance/images.sh "$dir/images" "$programs" "$dir/platform/client.json"
 

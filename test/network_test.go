@@ -1,6 +1,7 @@
 package test
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -140,16 +141,8 @@ func TestTenantsAreApart(t *testing.T) {
 // addSubscription writes a second subscription into the stopped platform's store: there is no call for it.
 func (p *platform) addSubscription() *platform {
 	p.Helper()
-	if err := p.signal(syscall.SIGTERM); err != nil {
-		p.Fatal(err)
-	}
 	const id = "00000000-0000-4000-8000-00000000beef"
-	if err := p.changeTenant(id); err != nil {
-		p.Fatalf("add a subscription: %v", err)
-	}
-	if err := p.up(); err != nil {
-		p.Fatal(err)
-	}
+	p.changeStore(func(st store.Store) error { return changeTenant(p.Context(), st, id) })
 	cfg := p.client.Config()
 	cfg.SubscriptionID = id
 	other, err := client.New(cfg)
@@ -160,9 +153,22 @@ func (p *platform) addSubscription() *platform {
 	return &platform{T: p.T, process: p.process, client: other}
 }
 
-func (p *platform) changeTenant(id string) error {
-	ctx := p.Context()
-	member, err := embedded.Start(ctx, filepath.Join(p.dir, "etcd"))
+// changeStore changes what there is no call for, while the platform is stopped.
+func (p *platform) changeStore(change func(store.Store) error) {
+	p.Helper()
+	if err := p.signal(syscall.SIGTERM); err != nil {
+		p.Fatal(err)
+	}
+	if err := p.openStore(change); err != nil {
+		p.Fatalf("change the store: %v", err)
+	}
+	if err := p.up(); err != nil {
+		p.Fatal(err)
+	}
+}
+
+func (p *platform) openStore(change func(store.Store) error) error {
+	member, err := embedded.Start(p.Context(), filepath.Join(p.dir, "etcd"))
 	if err != nil {
 		return err
 	}
@@ -175,6 +181,10 @@ func (p *platform) changeTenant(id string) error {
 	if err != nil {
 		return err
 	}
+	return change(st)
+}
+
+func changeTenant(ctx context.Context, st store.Store, id string) error {
 	e, err := st.Get(ctx, store.Tenant)
 	if err != nil {
 		return err

@@ -23,8 +23,8 @@ import (
 // clusterPatience bounds waits for a whole cluster, which has four programs to start.
 const clusterPatience = 2 * time.Minute
 
-// nodeless is a platform with a Kubernetes beside it.
-func nodeless(t *testing.T) *platform {
+// nodeless is a platform with a Kubernetes beside it, started with further arguments.
+func nodeless(t *testing.T, args ...string) *platform {
 	t.Helper()
 	bin, err := filepath.Abs("../bin")
 	if err != nil {
@@ -35,7 +35,7 @@ func nodeless(t *testing.T) *platform {
 			t.Skipf("bin/%s is missing: make build kubernetes", name)
 		}
 	}
-	p := startPlatform(t, options{args: []string{"--kubernetes", "--kubernetes-listen", "127.0.0.1:0"},
+	p := startPlatform(t, options{args: append([]string{"--kubernetes", "--kubernetes-listen", "127.0.0.1:0"}, args...),
 		env: []string{"PATH=" + bin + ":" + os.Getenv("PATH")}})
 	t.Cleanup(func() {
 		if !t.Failed() {

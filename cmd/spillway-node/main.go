@@ -65,7 +65,7 @@ func command() *cobra.Command {
 	f.StringVar(&o.cfg.ClusterDNS, "cluster-dns", "", "address of the cluster's name server (default: that of the Service kube-system/kube-dns)")
 	f.StringVar(&o.cfg.ClusterDomain, "cluster-domain", "cluster.local", "domain of the cluster")
 	f.StringToStringVar(&o.isolation, "runtime-class", map[string]string{"gvisor": "gvisor"}, "handlers of runtime classes and the isolation class of each")
-	f.StringSliceVar(&o.allow, "allow", nil, "what a shared platform does not give, but this node may: unconfined-seccomp")
+	f.StringSliceVar(&o.allow, "allow", nil, "what a shared platform does not give, but this node may: "+virtualnode.PermissionWords())
 	f.DurationVar(&o.cfg.RoomTimeout, "room-timeout", time.Minute, "how long a pod may find no room before it fails")
 	f.BoolVar(&o.cfg.Services, "services", true, "make the cluster's Services reachable from pods")
 	f.BoolVar(&o.debug, "debug", false, "log more")
@@ -87,18 +87,13 @@ func (o *options) run(ctx context.Context) error {
 	default:
 		return fmt.Errorf("--capacity %q: must be unlimited or quota", o.capacity)
 	}
-	for _, a := range o.allow {
-		switch a {
-		case "unconfined-seccomp":
-			o.cfg.Allow.UnconfinedSeccomp = true
-		default:
-			return fmt.Errorf("--allow %q: there is unconfined-seccomp", a)
-		}
+	var err error
+	if o.cfg.Allow, err = virtualnode.ParsePermissions(o.allow); err != nil {
+		return err
 	}
 	if err := o.address(); err != nil {
 		return err
 	}
-	var err error
 	if o.cfg.Kube, err = kubeConfig(o.kubeconfig); err != nil {
 		return err
 	}

@@ -58,7 +58,7 @@ func (w *worker) adopt() {
 // and another slot is claimed.
 func (w *worker) adoptSlot(f foundSlot, found bool) {
 	if found {
-		w.m.Slot = &converge.Slot{ID: f.id, IP: f.label.Addr, Public: f.label.Public}
+		w.m.Slot = &converge.Slot{ID: f.id, IP: f.label.Addr, Public: f.label.Public, Host: f.label.Host}
 		w.reserve()
 		return
 	}
@@ -84,6 +84,9 @@ func (a *Agent) recall() {
 			continue
 		}
 		a.pool.sawIndex(slotIndex(m.Slot.ID))
+		if m.Slot.Host {
+			continue
+		}
 		if addr, err := netip.ParseAddr(m.Slot.IP); err == nil {
 			_ = a.addrs.Reserve(addr)
 		}
@@ -93,6 +96,9 @@ func (a *Agent) recall() {
 // reserve marks the slot's addresses as taken.
 func (w *worker) reserve() {
 	w.a.pool.sawIndex(slotIndex(w.m.Slot.ID))
+	if w.m.Slot.Host {
+		return
+	}
 	if addr, err := netip.ParseAddr(w.m.Slot.IP); err == nil {
 		_ = w.a.addrs.Reserve(addr)
 	}
@@ -198,8 +204,7 @@ func (a *Agent) sweep(uids map[string]bool) {
 		a.pool.sawIndex(s.label.Index)
 	}
 	for _, s := range slots {
-		addr, _ := netip.ParseAddr(s.label.Addr)
-		if err := a.removeSlot(ctx, s.id, s.label.Index, addr); err != nil {
+		if err := a.removeSlot(ctx, s.slot()); err != nil {
 			a.cfg.Log.Error("remove orphan slot", "slot", s.id, "error", err)
 		}
 	}
@@ -280,6 +285,9 @@ func (a *Agent) holdings(ctx context.Context) (keep []network.Keep, slots, runs 
 	defer a.mu.Unlock()
 	for _, s := range inv.spare {
 		slots[s.id] = true
+		if s.label.Host {
+			continue
+		}
 		addr, err := netip.ParseAddr(s.label.Addr)
 		if err != nil {
 			continue

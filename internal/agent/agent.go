@@ -51,6 +51,7 @@ type Config struct {
 	Network  *network.Network
 	Public   *network.Pool // nil: no public addresses
 	Volumes  *volume.Manager
+	Allow    group.Allowance // what of this machine groups may have
 	Names    *dns.Table
 	Report   func(group.Status)
 	Log      *slog.Logger
@@ -174,7 +175,7 @@ func (a *Agent) Assign(g *group.Group) {
 	if !ok {
 		w = a.newWorker(g)
 		a.workers[g.UID] = w
-		if f, ok := a.found.slots[g.UID]; ok {
+		if f, ok := a.found.slots[g.UID]; ok && !f.label.Host {
 			a.members[f.id] = a.foundMembership(f, g)
 		}
 		a.wg.Go(func() { w.run(a.ctx) })

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -44,7 +45,15 @@ func resolvConf(dns *group.DNSConfig, gateway netip.Addr, location string) strin
 
 func hostsFile(g *group.Group, addr netip.Addr) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "127.0.0.1\tlocalhost\n%s\t%s\n", addr, hostname(g))
+	if g.Spec.HostsComment != "" {
+		fmt.Fprintf(&b, "# %s\n", g.Spec.HostsComment)
+	}
+	if g.Spec.HostNetwork {
+		own, _ := os.ReadFile("/etc/hosts") // a machine without one has no names to tell
+		b.Write(own)
+	} else {
+		fmt.Fprintf(&b, "127.0.0.1\tlocalhost\n%s\t%s\n", addr, hostname(g))
+	}
 	for _, alias := range g.Spec.HostAliases {
 		fmt.Fprintf(&b, "%s\t%s\n", alias.IP, strings.Join(alias.Names, "\t"))
 	}
@@ -58,6 +67,10 @@ func hostsFile(g *group.Group, addr netip.Addr) string {
 const maxHostname = 63
 
 func hostname(g *group.Group) string {
+	if g.Spec.HostNetwork {
+		name, _ := os.Hostname()
+		return name
+	}
 	name := g.Spec.Hostname
 	if name == "" {
 		name = g.Ref.Name
@@ -72,8 +85,15 @@ func (w *worker) writeFiles(addr netip.Addr) error {
 		return err
 	}
 	files := map[string]string{"hosts": hostsFile(w.g, addr), "hostname": hostname(w.g) + "\n"}
-	if w.g.Spec.DNS != nil {
+	switch {
+	case w.g.Spec.DNS != nil:
 		files["resolv.conf"] = resolvConf(w.g.Spec.DNS, w.a.cfg.Network.Gateway(), w.a.cfg.Location)
+	case w.g.Spec.HostNetwork: // it asks whom the machine asks
+		own, err := os.ReadFile("/etc/resolv.conf")
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		files["resolv.conf"] = string(own)
 	}
 	for name, body := range files {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(body), 0o644); err != nil {
@@ -84,7 +104,7 @@ func (w *worker) writeFiles(addr netip.Addr) error {
 }
 
 func (w *worker) resolvPath() string {
-	if w.g.Spec.DNS == nil {
+	if w.g.Spec.DNS == nil && !w.g.Spec.HostNetwork {
 		return w.a.resolv
 	}
 	return w.a.files(w.m.UID, "resolv.conf")

@@ -110,6 +110,8 @@ type slotLabel struct {
 	Public string `json:"public,omitempty"`
 	Ready  bool   `json:"ready,omitempty"` // its network is attached
 	UID    string `json:"uid,omitempty"`   // of the group that has claimed it
+	Host   bool   `json:"host,omitempty"`  // in the machine's own network, Addr is the machine's
+	Own    bool   `json:"own,omitempty"`   // unlike parked ones: made for one group, and for no other
 }
 
 func (l slotLabel) json() json.RawMessage {
@@ -130,6 +132,12 @@ type foundSlot struct {
 	label  slotLabel
 	netns  string
 	parked bool
+}
+
+// slot is a found one as the pool knows them.
+func (f foundSlot) slot() *slot {
+	addr, _ := netip.ParseAddr(f.label.Addr)
+	return &slot{id: f.id, index: f.label.Index, addr: addr, host: f.label.Host, own: f.label.Own}
 }
 
 // membership is what the network knows of a claimed slot.

@@ -23,6 +23,19 @@ type slot struct {
 	id    string
 	index uint32
 	addr  netip.Addr
+	host  bool // in the machine's own network: it has no link, and addr is the machine's
+	own   bool // made for one group, see wish
+}
+
+// wish is what a group wants of its slot that parked ones do not have.
+type wish struct {
+	shareProcesses, hostNetwork, hostIPC bool
+
+	hostAddress string // with hostNetwork
+}
+
+func wishOf(s *group.Spec) wish {
+	return wish{shareProcesses: ownInit(s), hostNetwork: s.HostNetwork, hostIPC: s.HostIPC, hostAddress: s.HostAddress}
 }
 
 func (s *slot) cgroup() string { return s.id }
@@ -40,7 +53,8 @@ func cgroupOf(slotID string, n int, spec *group.Spec) string {
 // nested says whether a group's containers have cgroups below the group's. What shares a guest kernel has the cgroup
 // of that: the host's kernel does not know its containers.
 func nested(s *group.Spec) bool {
-	return !guested(s) && (ownInit(s) || len(s.Containers)+len(s.InitContainers) > 1)
+	// In the machine's process namespace a container's processes are known by their cgroup alone.
+	return !guested(s) && (ownInit(s) || s.HostPID || len(s.Containers)+len(s.InitContainers) > 1)
 }
 
 // ownInit says whether a group's shared process namespace has a first process of ours.
@@ -50,7 +64,7 @@ func ownInit(s *group.Spec) bool { return s.ShareProcesses && s.Isolation != gro
 func pauseCgroup(slotID string) string { return slotID + "/pause" }
 
 func (s *slot) label(ready bool, uid, public string) json.RawMessage {
-	return slotLabel{Index: s.index, Addr: s.addr.String(), Ready: ready, UID: uid, Public: public}.json()
+	return slotLabel{Index: s.index, Addr: s.addr.String(), Ready: ready, UID: uid, Public: public, Host: s.host, Own: s.own}.json()
 }
 
 func slotID(index uint32) string { return "s" + strconv.FormatUint(uint64(index), 10) }
@@ -139,14 +153,14 @@ func (p *pool) isPaused() bool {
 const PoolNone = -1
 
 // take gives a parked slot, or makes one.
-func (p *pool) take(ctx context.Context, rt runtime.Runtime, shareProcesses bool) (*slot, error) {
+func (p *pool) take(ctx context.Context, rt runtime.Runtime, want wish) (*slot, error) {
 	defer func() {
 		select {
 		case p.need <- struct{}{}:
 		default:
 		}
 	}()
-	if !shareProcesses {
+	if want == (wish{}) {
 		select {
 		case s := <-p.ready:
 			p.hits.Add(1)
@@ -155,22 +169,22 @@ func (p *pool) take(ctx context.Context, rt runtime.Runtime, shareProcesses bool
 		}
 	}
 	p.misses.Add(1)
-	return p.make(ctx, rt, shareProcesses)
+	return p.make(ctx, rt, want)
 }
 
 func (p *pool) refill(ctx context.Context) (*slot, error) {
 	p.a.sweeping.RLock()
 	defer p.a.sweeping.RUnlock()
-	return p.make(ctx, p.a.runtimes[group.IsolationShared], false)
+	return p.make(ctx, p.a.runtimes[group.IsolationShared], wish{})
 }
 
 // make builds a slot, with sweeping held for reading: address, cgroups, namespaces, network. What it made is undone when a step fails.
-func (p *pool) make(ctx context.Context, rt runtime.Runtime, shareProcesses bool) (_ *slot, err error) {
-	addr, err := p.a.addrs.Alloc(time.Now())
+func (p *pool) make(ctx context.Context, rt runtime.Runtime, want wish) (_ *slot, err error) {
+	addr, err := p.address(want)
 	if err != nil {
 		return nil, err
 	}
-	s := &slot{index: p.next.Add(1), addr: addr}
+	s := &slot{index: p.next.Add(1), addr: addr, host: want.hostNetwork, own: want != wish{}}
 	s.id = slotID(s.index)
 	defer func() {
 		if err != nil {
@@ -181,7 +195,7 @@ func (p *pool) make(ctx context.Context, rt runtime.Runtime, shareProcesses bool
 	if err := p.a.tree.Make(waits); err != nil {
 		return nil, err
 	}
-	if shareProcesses {
+	if want.shareProcesses {
 		waits = pauseCgroup(s.id)
 		if err := p.a.tree.Make(waits); err != nil {
 			return nil, err
@@ -191,11 +205,14 @@ func (p *pool) make(ctx context.Context, rt runtime.Runtime, shareProcesses bool
 
 	// gofail: var poolBeforePark struct{}
 	parked, err := rt.Park(context.WithoutCancel(ctx), runtime.SlotRequest{ID: s.id, Cgroup: waits, Label: s.label(false, "", ""),
-		ShareProcesses: shareProcesses})
+		ShareProcesses: want.shareProcesses, HostNetwork: want.hostNetwork, HostIPC: want.hostIPC})
 	if err != nil {
 		return nil, err
 	}
 	// gofail: var poolParked struct{}
+	if s.host {
+		return s, p.a.keeper.Load().SetLabel(ctx, s.id, s.label(true, "", ""))
+	}
 	netns, err := os.Open(parked.NetNS)
 	if err != nil {
 		return nil, fmt.Errorf("open network namespace of slot %s: %w", s.id, err)
@@ -206,6 +223,15 @@ func (p *pool) make(ctx context.Context, rt runtime.Runtime, shareProcesses bool
 	}
 	// gofail: var poolAttached struct{}
 	return s, p.a.keeper.Load().SetLabel(ctx, s.id, s.label(true, "", ""))
+}
+
+// address is the one of a new slot.
+func (p *pool) address(want wish) (netip.Addr, error) {
+	if want.hostNetwork {
+		preferred, _ := netip.ParseAddr(want.hostAddress)
+		return p.a.cfg.Network.HostAddress(preferred)
+	}
+	return p.a.addrs.Alloc(time.Now())
 }
 
 // restoreNetwork gives a slot its network back after a guest kernel has taken it.
@@ -234,7 +260,7 @@ func (a *Agent) restoreNetwork(ctx context.Context, s *converge.Slot) error {
 
 // destroy takes a slot apart. It may be half made.
 func (p *pool) destroy(ctx context.Context, s *slot) {
-	if err := p.a.removeSlot(ctx, s.id, s.index, s.addr); err != nil {
+	if err := p.a.removeSlot(ctx, s); err != nil {
 		p.a.cfg.Log.Error("remove slot", "slot", s.id, "error", err)
 	}
 }
@@ -268,13 +294,12 @@ func (p *pool) resume() {
 
 // adoptSpare takes a parked slot of an earlier agent into the pool, or takes it apart when it is not complete.
 func (p *pool) adoptSpare(ctx context.Context, f foundSlot) {
-	addr, err := netip.ParseAddr(f.label.Addr)
-	if err != nil {
+	s := f.slot()
+	if !s.addr.IsValid() {
 		_ = p.a.keeper.Load().Unpark(ctx, f.id)
 		return
 	}
-	s := &slot{id: f.id, index: f.label.Index, addr: addr}
-	if f.label.Ready && f.parked && p.a.addrs.Reserve(addr) == nil {
+	if f.label.Ready && f.parked && !s.own && p.a.addrs.Reserve(s.addr) == nil {
 		select {
 		case p.ready <- s:
 			return

@@ -17,10 +17,8 @@ type reclaimer struct {
 }
 
 type reclaimed struct {
-	id    string
-	index uint32
-	addr  netip.Addr
-	done  chan error
+	*slot
+	done chan error
 }
 
 const (
@@ -66,6 +64,9 @@ func (r *reclaimer) take(ctx context.Context, batch []reclaimed) {
 	var addrs []netip.Addr
 	var slots []network.Slot
 	for _, s := range batch {
+		if s.host {
+			continue // addresses and connections are the machine's own
+		}
 		addrs = append(addrs, s.addr)
 		slots = append(slots, network.Slot{Index: s.index, Addr: s.addr})
 	}
@@ -73,7 +74,9 @@ func (r *reclaimer) take(ctx context.Context, batch []reclaimed) {
 	err := errors.Join(n.Leave(ctx, addrs...), n.Detach(ctx, slots...))
 	// gofail: var slotDetached struct{}
 	for _, s := range batch {
-		r.a.addrs.Release(s.addr, time.Now())
+		if !s.host {
+			r.a.addrs.Release(s.addr, time.Now())
+		}
 		r.a.mu.Lock()
 		delete(r.a.members, s.id)
 		r.a.mu.Unlock()
@@ -82,12 +85,12 @@ func (r *reclaimer) take(ctx context.Context, batch []reclaimed) {
 }
 
 // removeSlot removes everything of a slot. It is idempotent.
-func (a *Agent) removeSlot(ctx context.Context, id string, index uint32, addr netip.Addr) error {
-	if err := a.keeper.Load().Unpark(ctx, id); err != nil {
+func (a *Agent) removeSlot(ctx context.Context, gone *slot) error {
+	if err := a.keeper.Load().Unpark(ctx, gone.id); err != nil {
 		return err
 	}
 	// gofail: var slotUnparked struct{}
-	s := reclaimed{id: id, index: index, addr: addr, done: make(chan error, 1)}
+	s := reclaimed{gone, make(chan error, 1)}
 	select {
 	case a.reclaim.queue <- s:
 	case <-a.ctx.Done():

@@ -2,6 +2,8 @@ package agent
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,13 +24,13 @@ type routes struct {
 	full  bool            // everything that is not wished for has to go
 
 	// Only the loop touches what it has carried out: by uid, and who has a service address's key.
-	done  map[string]network.ServiceKey
+	done  map[string][]network.ServiceKey
 	owner map[network.ServiceKey]string
 }
 
 func newRoutes(a *Agent) *routes {
 	return &routes{a: a, wake: make(chan struct{}, 1), wish: map[string]service.Route{}, dirty: map[string]bool{},
-		done: map[string]network.ServiceKey{}, owner: map[network.ServiceKey]string{}}
+		done: map[string][]network.ServiceKey{}, owner: map[network.ServiceKey]string{}}
 }
 
 // Serve implements host.Link.
@@ -150,24 +152,36 @@ func (r *routes) carryOut(ctx context.Context, w work) error {
 func (r *routes) rules(ctx context.Context, w work, numbers map[string]uint32) error {
 	var set []network.Service
 	var keep, gone []network.ServiceKey
-	for _, route := range w.set {
-		s := serviceOf(route, numbers[route.UID])
-		r.owner[s.ServiceKey] = route.UID
-		if err := r.a.cfg.Network.CheckService(s); err != nil { // the others shall not wait for it
-			r.a.cfg.Log.Error("service address cannot be served", "uid", route.UID, "error", err)
-			continue
-		}
-		r.done[route.UID] = s.ServiceKey
-		if route.Pending {
-			keep = append(keep, s.ServiceKey)
-		} else {
-			set = append(set, s)
+	lost := func(uid string, keys []network.ServiceKey) {
+		for _, key := range keys {
+			if r.owner[key] == uid { // else another service address has taken it over
+				gone = append(gone, key)
+			}
 		}
 	}
-	for _, uid := range w.gone {
-		if key, ok := r.done[uid]; ok && r.owner[key] == uid { // else another service address has taken it over
-			gone = append(gone, key)
+	next := map[string][]network.ServiceKey{}
+	for _, route := range w.set {
+		var now []network.ServiceKey
+		for _, s := range servicesOf(route, numbers[route.UID]) {
+			if err := r.a.cfg.Network.CheckService(s); err != nil { // the others shall not wait for it
+				r.a.cfg.Log.Error("service address cannot be served", "uid", route.UID, "error", err)
+				continue
+			}
+			r.owner[s.ServiceKey] = route.UID
+			now = append(now, s.ServiceKey)
+			if route.Pending {
+				keep = append(keep, s.ServiceKey)
+			} else {
+				set = append(set, s)
+			}
 		}
+		next[route.UID] = now
+	}
+	for uid, now := range next {
+		lost(uid, slices.DeleteFunc(slices.Clone(r.done[uid]), func(k network.ServiceKey) bool { return slices.Contains(now, k) }))
+	}
+	for _, uid := range w.gone {
+		lost(uid, r.done[uid])
 	}
 	var err error
 	if w.full {
@@ -184,11 +198,19 @@ func (r *routes) rules(ctx context.Context, w work, numbers map[string]uint32) e
 	for _, uid := range w.gone {
 		delete(r.done, uid)
 	}
+	maps.Copy(r.done, next)
 	return nil
 }
 
-func serviceOf(route service.Route, number uint32) network.Service {
-	return network.Service{ServiceKey: network.ServiceKey{Network: number, Addr: route.IP}, Ports: route.Ports, Sticky: route.Sticky, Hosts: route.Hosts}
+// servicesOf is a route in its network and, where the machine itself may reach it, in the machine's own.
+func servicesOf(route service.Route, number uint32) []network.Service {
+	s := network.Service{ServiceKey: network.ServiceKey{Network: number, Addr: route.IP}, Ports: route.Ports, Sticky: route.Sticky, Hosts: route.Hosts}
+	all := []network.Service{s}
+	if route.FromHosts {
+		s.Network, s.Hosts = network.Machine, false // what the machine sends to itself needs not be let in
+		all = append(all, s)
+	}
+	return all
 }
 
 // routeOwner is whose names a service address's are in the DNS table. Groups' uids hold no slash.

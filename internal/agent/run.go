@@ -29,7 +29,8 @@ func (w *worker) makeRun(l runLabel, c *group.Container, img image.Image) (*runt
 	r := &runtime.Run{ID: l.id(), Slot: w.m.Slot.ID, Label: l.json(), Relabel: w.slotLabel(),
 		Cgroup: cgroupOf(w.m.Slot.ID, position, &w.g.Spec), Limits: w.limits(c),
 		Layers: img.Layers, Dir: w.a.path("runs", l.id()), Stdin: c.Stdin, LogDir: w.a.logDir(l),
-		Process: process(c, img, hostname(w.g)), Seccomp: runtime.DefaultProfile()}
+		Process: process(c, img, hostname(w.g)), Seccomp: runtime.DefaultProfile(),
+		Privileged: c.IsPrivileged(), HostPID: w.g.Spec.HostPID, HostIPC: w.g.Spec.HostIPC}
 	w.address(&r.Process)
 	if c.Target != "" && w.m.Container(c.Target) != nil {
 		r.ProcessesOf = w.label(c.Target).id()
@@ -43,6 +44,9 @@ func (w *worker) makeRun(l runLabel, c *group.Container, img image.Image) (*runt
 			}
 			r.Seccomp = profile
 		}
+		if s.Privileged {
+			r.Seccomp = nil
+		}
 	}
 	var err error
 	if r.Guest, err = w.guest(c); err != nil {
@@ -50,6 +54,9 @@ func (w *worker) makeRun(l runLabel, c *group.Container, img image.Image) (*runt
 	}
 	if l.Attempt == 1 && position == 0 || w.g.Spec.Isolation == group.IsolationGVisor { // each guest kernel is a new one
 		r.Hostname, r.Sysctls = hostname(w.g), w.g.Spec.Sysctls
+		if w.g.Spec.HostNetwork {
+			r.Hostname = "" // it is the machine's
+		}
 	}
 	if w.sources == nil && w.m.Volumes {
 		// Prepared by an earlier agent: asking again finds them.
@@ -124,7 +131,7 @@ func (w *worker) address(p *sandbox.Process) {
 }
 
 func (w *worker) slotLabel() []byte {
-	l := slotLabel{Addr: w.m.Slot.IP, Public: w.m.Slot.Public, Ready: true, UID: w.m.UID}
+	l := slotLabel{Addr: w.m.Slot.IP, Public: w.m.Slot.Public, Ready: true, UID: w.m.UID, Host: w.m.Slot.Host, Own: wishOf(&w.g.Spec) != wish{}}
 	n, _ := strconv.ParseUint(strings.TrimPrefix(w.m.Slot.ID, "s"), 10, 32)
 	l.Index = uint32(n)
 	return l.json()
@@ -151,6 +158,9 @@ func process(c *group.Container, img image.Image, hostname string) sandbox.Proce
 		return p
 	}
 	p.Caps, p.NoNewPrivs, p.NonRoot = sandbox.Caps(s.AddCaps, s.DropCaps), !s.AllowEscalation, s.RunAsNonRoot
+	if s.Privileged {
+		p.Privileged, p.NoNewPrivs, p.Caps = true, false, sandbox.PrivilegedCaps(s.DropCaps)
+	}
 	if s.User != nil {
 		p.User = strconv.FormatInt(*s.User, 10)
 	}
@@ -227,7 +237,7 @@ func (w *worker) mounts(l runLabel, c *group.Container) []sandbox.Mount {
 	}
 	for _, m := range c.Mounts {
 		source := w.sources[m.Volume]
-		mounts = append(mounts, sandbox.Mount{Source: source.Path, SubPath: m.SubPath, Target: m.Path, ReadOnly: m.ReadOnly || source.ReadOnly})
+		mounts = append(mounts, sandbox.Mount{Source: source.Path, SubPath: filepath.Join(source.SubPath, m.SubPath), Target: m.Path, ReadOnly: m.ReadOnly || source.ReadOnly, Host: source.Host})
 	}
 	if len(c.ConfigMap) > 0 {
 		source := w.sources[volume.ContainerConfigMap(c.Name)]

@@ -117,13 +117,16 @@ func (w *worker) progress(name string) func(host.Progress) {
 // claim takes a slot and puts its address into the group's network.
 func (w *worker) claim(ctx context.Context) bool {
 	rt, err := w.runtime()
+	if err == nil {
+		err = w.allowed()
+	}
 	if err != nil {
 		w.m.Prepared(converge.Claim, time.Now(), err)
 		return false
 	}
 	w.a.pool.starting.Add(1)
 	defer w.a.pool.starting.Add(-1)
-	s, err := w.a.pool.take(ctx, rt, ownInit(&w.g.Spec))
+	s, err := w.a.pool.take(ctx, rt, wishOf(&w.g.Spec))
 	if errors.Is(err, keeper.ErrGone) {
 		w.m.Postponed(time.Now().Add(keeperPause))
 		return false
@@ -134,7 +137,7 @@ func (w *worker) claim(ctx context.Context) bool {
 	}
 	// gofail: var claimTaken struct{}
 	public, err := w.publicAddress()
-	if err == nil {
+	if err == nil && !s.host {
 		err = w.a.join(ctx, s.id, w.a.membership(w.g, s.addr, public))
 	}
 	if err == nil {
@@ -148,7 +151,7 @@ func (w *worker) claim(ctx context.Context) bool {
 		return false
 	}
 	// gofail: var claimBeforeRecord struct{}
-	slot := converge.Slot{ID: s.id, IP: s.addr.String()}
+	slot := converge.Slot{ID: s.id, IP: s.addr.String(), Host: s.host}
 	if public.IsValid() {
 		slot.Public = public.String()
 	}
@@ -200,6 +203,9 @@ func (w *worker) start(ctx context.Context, name string) bool {
 		return false
 	}
 	rt, err := w.runtime()
+	if err == nil {
+		err = w.allowed()
+	}
 	var run *runtime.Run
 	if err == nil {
 		run, err = w.makeRun(label, spec, img)
@@ -363,19 +369,19 @@ func (w *worker) release(ctx context.Context) bool {
 }
 
 // giveBack takes a group's slot apart.
-func (a *Agent) giveBack(ctx context.Context, slot *converge.Slot) error {
-	addr, err := netip.ParseAddr(slot.IP)
+func (a *Agent) giveBack(ctx context.Context, lost *converge.Slot) error {
+	addr, err := netip.ParseAddr(lost.IP)
 	if err != nil {
 		return err
 	}
 	var index uint32
-	if _, err := fmt.Sscanf(slot.ID, "s%d", &index); err != nil {
-		return fmt.Errorf("slot id %q: %w", slot.ID, err)
+	if _, err := fmt.Sscanf(lost.ID, "s%d", &index); err != nil {
+		return fmt.Errorf("slot id %q: %w", lost.ID, err)
 	}
-	if err := a.removeSlot(ctx, slot.ID, index, addr); err != nil {
+	if err := a.removeSlot(ctx, &slot{id: lost.ID, index: index, addr: addr, host: lost.Host}); err != nil {
 		return err
 	}
-	if public, err := netip.ParseAddr(slot.Public); err == nil && a.cfg.Public != nil {
+	if public, err := netip.ParseAddr(lost.Public); err == nil && a.cfg.Public != nil {
 		a.cfg.Public.Release(public, time.Now())
 	}
 	return nil

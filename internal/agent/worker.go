@@ -184,7 +184,7 @@ const saveDelay = 200 * time.Millisecond
 // names tells the DNS where the group is: only a group that is ready has names.
 func (w *worker) names(s group.Status) {
 	addr, err := netip.ParseAddr(s.IP)
-	if err != nil {
+	if err != nil || w.g.Spec.HostNetwork { // the machine's address is nobody's
 		w.a.cfg.Names.Remove(w.m.UID)
 		return
 	}

@@ -168,6 +168,7 @@ func (d *decoder) behind(o *object, s *service.Spec) {
 	if s.PublishNotReady = o.boolean("publishNotReady"); s.PublishNotReady && listed {
 		d.fault("", o.at("publishNotReady"), "The field '%s' needs a selector: listed endpoints are ready by definition.", o.at("publishNotReady"))
 	}
+	s.FromHosts = o.boolean("fromHosts")
 	if s.HostEndpoints = o.boolean("hostEndpoints"); s.HostEndpoints && !listed {
 		d.fault("", o.at("hostEndpoints"), "The field '%s' needs the field '%s': a selector finds no hosts.", o.at("hostEndpoints"), o.at("endpoints"))
 	}

@@ -279,12 +279,10 @@ func (d *decoder) security(o *object) *group.Security {
 		return nil
 	}
 	s := &group.Security{User: o.id("runAsUser"), Group: o.id("runAsGroup"), AllowEscalation: o.boolean("allowPrivilegeEscalation")}
-	if o.boolean("privileged") {
-		d.fault("", o.at("privileged"), "The field '%s' cannot be honoured: privileged containers would own the host. Remove it.", o.at("privileged"))
-	}
+	s.Privileged = d.privileged(o)
 	if c := o.child("capabilities"); c != nil {
-		s.AddCaps = d.capabilities(c, "add")
-		s.DropCaps = d.capabilities(c, "drop")
+		s.AddCaps = d.capabilities(c, "add", s.Privileged)
+		s.DropCaps = d.capabilities(c, "drop", true)
 		c.done()
 	}
 	s.Seccomp = o.str("seccompProfile")

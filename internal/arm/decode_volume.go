@@ -19,8 +19,7 @@ func badPath(p string) bool {
 func (d *decoder) mount(o *object) group.Mount {
 	m := group.Mount{Volume: o.required("name"), Path: o.required("mountPath"), ReadOnly: o.boolean("readOnly"), SubPath: o.str(o.since(vOwn, "subPath"))}
 	if m.Path != "" {
-		clean := path.Clean(m.Path)
-		reserved := clean == "/" || clean == "/dev" || clean == "/proc" || clean == "/sys" || strings.HasPrefix(clean, "/proc/") || strings.HasPrefix(clean, "/sys/")
+		reserved := reservedMount(path.Clean(m.Path), d.version.Superset) // what is reserved for others than host paths: see mounts
 		switch {
 		case strings.Contains(m.Path, ":"):
 			d.fault("", o.at("mountPath"), "The mount path '%s' must not contain ':'.", clip(m.Path))
@@ -69,6 +68,10 @@ func (d *decoder) volume(o *object) group.Volume {
 		sources = append(sources, "azureFile")
 		v.AzureFile = d.azureFile(a)
 	}
+	if h := o.child(o.since(vOwn, "hostPath")); h != nil {
+		sources = append(sources, "hostPath")
+		v.HostPath = d.hostPath(h)
+	}
 	o.refuse(o.since(v2025, "secretReference"), "", "this platform has no key vault; give the secret itself")
 	d.modes(o, &v)
 	if len(sources) != 1 {
@@ -76,7 +79,7 @@ func (d *decoder) volume(o *object) group.Volume {
 		if len(sources) > 1 {
 			got = strings.Join(sources, " and ")
 		}
-		d.fault("", o.path, "The volume '%s' must have exactly one of azureFile, emptyDir, secret, configMap, gitRepo, got %s.", clip(v.Name), got)
+		d.fault("", o.path, "The volume '%s' must have exactly one of azureFile, emptyDir, secret, configMap, gitRepo, hostPath, got %s.", clip(v.Name), got)
 	}
 	o.done()
 	return v

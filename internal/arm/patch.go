@@ -12,6 +12,8 @@ import (
 type Patch struct {
 	Tags    map[string]string
 	HasTags bool
+	// Guard looks at the whole spec with the changes, and may refuse it; nil: nobody does.
+	Guard   func(*group.Spec) error
 	changes []func(*group.Spec) // of Spillway's api-version
 	decoder *decoder
 }
@@ -47,7 +49,10 @@ func (p *Patch) Apply(old *group.Spec) (group.Spec, error) {
 		return s, err
 	}
 	p.decoder.validate(&Request{Location: "kept", Spec: s})
-	return s, p.decoder.err()
+	if err := p.decoder.err(); err != nil || p.Guard == nil {
+		return s, err
+	}
+	return s, p.Guard(&s)
 }
 
 // patch reads what of a running group can change.

@@ -145,6 +145,10 @@ func ownGroup(g *group.Group) *OwnGroup {
 		Labels: s.Labels, Isolation: string(s.Isolation), Hostname: s.Hostname, Sysctls: s.Sysctls,
 		ShareProcesses: s.ShareProcesses, GraceSeconds: s.GraceSeconds, EphemeralStorage: inGB(s.EphemeralStorage),
 		Network: s.NetworkName(), FSGroup: s.FSGroup, Placeholder: s.Placeholder,
+		HostNetwork: s.HostNetwork, HostAddress: s.HostAddress, HostPID: s.HostPID, HostIPC: s.HostIPC, HostsComment: s.HostsComment,
+	}
+	if s.HostNetwork {
+		own.Network = "" // it is in none
 	}
 	for _, a := range s.HostAliases {
 		own.HostAliases = append(own.HostAliases, wireHostAlias{IP: a.IP, Hostnames: a.Names})

@@ -38,6 +38,7 @@ type AddressProperties struct {
 	AffinityTimeout   int               `json:"affinityTimeoutSeconds,omitempty"`
 	PublishNotReady   bool              `json:"publishNotReady,omitempty"`
 	HostEndpoints     bool              `json:"hostEndpoints,omitempty"`
+	FromHosts         bool              `json:"fromHosts,omitempty"`
 	UID               string            `json:"uid,omitempty"`        // read-only
 	Generation        int64             `json:"generation,omitempty"` // read-only
 	Created           string            `json:"created,omitempty"`    // read-only
@@ -79,7 +80,7 @@ func RenderAddress(v AddressView) *Address {
 		Properties: AddressProperties{
 			ProvisioningState: string(group.ProvisioningSucceeded), Network: s.Network, Address: a.IP.String(), Names: s.Names,
 			FQDNs: AddressNames(a), Selector: s.Selector, Affinity: string(s.Affinity), AffinityTimeout: s.AffinitySeconds,
-			PublishNotReady: s.PublishNotReady, HostEndpoints: s.HostEndpoints,
+			PublishNotReady: s.PublishNotReady, HostEndpoints: s.HostEndpoints, FromHosts: s.FromHosts,
 			UID: a.UID, Generation: a.Generation, Created: Stamp(a.Created),
 			InstanceView: &AddressInstances{ReadyEndpoints: v.Status.Ready, Reason: v.Status.Reason},
 		},

@@ -154,7 +154,7 @@ func (e encoder) security(s *group.Security) *wireSecurity {
 		w.Capabilities = &wireCapabilities{Add: s.AddCaps, Drop: s.DropCaps}
 	}
 	if e.version.Superset {
-		w.ReadOnlyRoot, w.RunAsNonRoot, w.ExtraGroups = s.ReadOnlyRoot, s.RunAsNonRoot, s.ExtraGroups
+		w.ReadOnlyRoot, w.RunAsNonRoot, w.ExtraGroups, w.Privileged = s.ReadOnlyRoot, s.RunAsNonRoot, s.ExtraGroups, s.Privileged
 	}
 	return w
 }
@@ -191,6 +191,8 @@ func (e encoder) volume(v *group.Volume) wireVolume {
 		w.Mode, w.Modes, w.Owners = v.ConfigMap.Mode, v.ConfigMap.Modes, v.ConfigMap.Owners
 	case v.GitRepo != nil:
 		w.GitRepo = &wireGitRepo{Directory: v.GitRepo.Directory, Repository: v.GitRepo.Repository, Revision: v.GitRepo.Revision}
+	case v.HostPath != nil && own:
+		w.HostPath = &wireHostPath{Path: v.HostPath.Path, Type: string(v.HostPath.Type)}
 	case v.AzureFile != nil:
 		w.AzureFile = &wireAzureFile{Share: v.AzureFile.Share, ReadOnly: v.AzureFile.ReadOnly, Account: v.AzureFile.Account}
 	}

@@ -16,6 +16,7 @@ func (d *decoder) validate(r *Request) {
 	d.mounts(s)
 	d.portClashes(s)
 	d.totals(s)
+	d.host(s)
 	if s.Priority == "Spot" && s.IP != nil {
 		d.fault("SpotPriorityContainerGroupNotSupportedForInboundConnectivity", "properties.ipAddress", "Spot Priority is not supported for container groups with inbound connectivity.")
 	}
@@ -70,9 +71,9 @@ func (d *decoder) unique(seen map[string]bool, what, path, name string) {
 }
 
 func (d *decoder) mounts(s *group.Spec) {
-	volumes := map[string]bool{}
+	volumes, host := map[string]bool{}, map[string]bool{}
 	for _, v := range s.Volumes {
-		volumes[v.Name] = true
+		volumes[v.Name], host[v.Name] = true, v.HostPath != nil
 	}
 	for _, list := range [][]group.Container{s.InitContainers, s.Containers, s.Ephemeral} {
 		for _, c := range list {
@@ -82,6 +83,9 @@ func (d *decoder) mounts(s *group.Spec) {
 					d.fault("", "properties.volumes", "The container '%s' mounts the volume '%s', which the container group '%s' does not define.", c.Name, clip(m.Volume), d.group)
 				}
 				clean := path.Clean(m.Path)
+				if reservedMount(clean, host[m.Volume]) {
+					d.fault("", "properties.containers", "The mount path '%s' of container '%s' belongs to the platform. Choose another.", clip(m.Path), c.Name)
+				}
 				if paths[clean] {
 					d.fault("", "properties.containers", "The container '%s' mounts two volumes at '%s'.", c.Name, clip(m.Path))
 				}

@@ -52,7 +52,12 @@ type OwnGroup struct {
 	ShareProcesses   bool              `json:"shareProcessNamespace,omitempty"`
 	GraceSeconds     *int              `json:"terminationGracePeriodSeconds,omitempty"`
 	EphemeralStorage float64           `json:"ephemeralStorageInGB,omitempty"`
-	Network          string            `json:"network"`
+	Network          string            `json:"network,omitempty"`
+	HostNetwork      bool              `json:"hostNetwork,omitempty"`
+	HostAddress      string            `json:"hostAddress,omitempty"`
+	HostPID          bool              `json:"hostPID,omitempty"`
+	HostIPC          bool              `json:"hostIPC,omitempty"`
+	HostsComment     string            `json:"hostsComment,omitempty"`
 }
 
 type wireHostAlias struct {
@@ -212,6 +217,7 @@ type wireSecurity struct {
 	ReadOnlyRoot    bool              `json:"readOnlyRootFilesystem,omitempty"` // Spillway, as the rest
 	RunAsNonRoot    bool              `json:"runAsNonRoot,omitempty"`
 	ExtraGroups     []int64           `json:"supplementalGroups,omitempty"`
+	Privileged      bool              `json:"privileged,omitempty"`
 }
 
 type wireCapabilities struct {
@@ -249,6 +255,12 @@ type wireVolume struct {
 	Mode      uint32            `json:"mode,omitempty"`
 	Modes     map[string]uint32 `json:"modes,omitempty"`
 	Owners    map[string]int64  `json:"owners,omitempty"`
+	HostPath  *wireHostPath     `json:"hostPath,omitempty"`
+}
+
+type wireHostPath struct {
+	Path string `json:"path"`
+	Type string `json:"type,omitempty"`
 }
 
 type wireAzureFile struct {

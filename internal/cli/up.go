@@ -80,6 +80,7 @@ func (a *app) upCommand() *cobra.Command {
 	f.StringSliceVar(&cfg.PlainHTTP, "plain-http", nil, "registries that are asked without TLS")
 	f.IntVar(&cfg.Pool, "pool", agent.DefaultPoolSize, "sandboxes that are parked in advance; 0 parks none")
 	f.Float64Var(&cfg.CPUFactor, "cpu-overcommit", controller.DefaultCPUOvercommit, "requested cores that one real core carries")
+	f.StringSliceVar(&cfg.Allow, "allow", nil, "what of this machine groups may have: host-network, host-pid, host-ipc, host-path, host-path=/DIR, privileged (default: nothing)")
 	f.BoolVar(&kubernetes, "kubernetes", false, "also run a Kubernetes: control plane, one virtual node, name server, metrics server")
 	f.StringVar(&kubernetesListen, "kubernetes-listen", "127.0.0.1:6443", "address of the Kubernetes API; port 0 picks a free one")
 	f.BoolVar(&verbose, "verbose", false, "log more")

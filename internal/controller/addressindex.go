@@ -236,7 +236,7 @@ func (c *Controller) followTarget(e *entry, gone bool) {
 func (c *Controller) targetOf(e *entry) *target {
 	g, s := e.group, e.status
 	t := &target{network: networkKey(g.Ref.Subscription, g.Spec.NetworkName()), labels: g.Spec.Labels}
-	if g.Desired != group.Run {
+	if g.Desired != group.Run || g.Spec.HostNetwork { // the machine's address is nobody's in a network
 		return t
 	}
 	if s == nil {

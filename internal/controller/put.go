@@ -300,6 +300,7 @@ func fixed(old, g *group.Group) error {
 	note("isolation", a.Isolation == b.Isolation)
 	note("zones", equal(old.Zones, g.Zones))
 	note("network", a.NetworkName() == b.NetworkName())
+	note("namespaces of the host", a.HostNetwork == b.HostNetwork && a.HostAddress == b.HostAddress && a.HostPID == b.HostPID && a.HostIPC == b.HostIPC)
 	note("IP address or its ports", equal(addressOf(a), addressOf(b)))
 	note("CPU, memory or ports of a container, or the set of containers",
 		equal(shapeOf(a.Containers), shapeOf(b.Containers)) && a.Total() == b.Total())

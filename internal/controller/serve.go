@@ -103,7 +103,7 @@ func (c *Controller) resolve(e *addressEntry) (*service.Route, service.Status) {
 	a := e.address
 	s := &a.Spec
 	r := &service.Route{UID: a.UID, Subscription: a.Ref.Subscription, Network: s.Network, IP: a.IP, Names: arm.AddressNames(a),
-		Sticky: s.Affinity == service.AffinityClientIP, Hosts: s.HostEndpoints}
+		Sticky: s.Affinity == service.AffinityClientIP, Hosts: s.HostEndpoints, FromHosts: s.FromHosts}
 	var ips []netip.Addr
 	if len(s.Selector) > 0 {
 		ips, r.Pending = c.selected(a)

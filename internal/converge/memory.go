@@ -48,6 +48,7 @@ type Slot struct {
 	ID     string `json:"id"`
 	IP     string `json:"ip"`
 	Public string `json:"public,omitempty"`
+	Host   bool   `json:"host,omitempty"` // in the machine's own network, IP is the machine's
 }
 
 // Backoff is a growing pause.

@@ -63,6 +63,11 @@ type Spec struct {
 	GraceSeconds     *int                 `json:"graceSeconds,omitempty"`     // SIGTERM → SIGKILL; default DefaultGraceSeconds
 	EphemeralStorage int64                `json:"ephemeralStorage,omitempty"` // bytes of writable layers, logs and disk emptyDirs; 0 = no limit
 	Network          string               `json:"network,omitempty"`          // of the subscription; "" = DefaultNetwork
+	HostNetwork      bool                 `json:"hostNetwork,omitempty"`      // the machine's own network and host name
+	HostAddress      string               `json:"hostAddress,omitempty"`      // with HostNetwork: the machine's address that it is known by, if it has that
+	HostPID          bool                 `json:"hostPID,omitempty"`          // the machine's own process namespace
+	HostIPC          bool                 `json:"hostIPC,omitempty"`          // the machine's own IPC namespace
+	HostsComment     string               `json:"hostsComment,omitempty"`     // first line of /etc/hosts
 }
 
 // DefaultNetwork is the network of groups that name none.
@@ -170,7 +175,29 @@ type Volume struct {
 	ConfigMap *Files     `json:"configMap,omitempty"` // updated live
 	GitRepo   *GitRepo   `json:"gitRepo,omitempty"`
 	AzureFile *AzureFile `json:"azureFile,omitempty"`
+	HostPath  *HostPath  `json:"hostPath,omitempty"`
 }
+
+// HostPath is a file or directory of the machine itself.
+type HostPath struct {
+	Path string       `json:"path"`           // absolute and clean
+	Type HostPathType `json:"type,omitempty"` // what has to be there
+}
+
+// HostPathType says what a HostPath has to be, and what is made when it is not there. Kubernetes' words and rules.
+type HostPathType string
+
+// Types of host paths. Of the empty one nothing is asked; a directory is made when nothing is there.
+const (
+	HostPathAny               HostPathType = ""
+	HostPathDirectory         HostPathType = "Directory"
+	HostPathDirectoryOrCreate HostPathType = "DirectoryOrCreate"
+	HostPathFile              HostPathType = "File"
+	HostPathFileOrCreate      HostPathType = "FileOrCreate"
+	HostPathSocket            HostPathType = "Socket"
+	HostPathCharDevice        HostPathType = "CharDevice"
+	HostPathBlockDevice       HostPathType = "BlockDevice"
+)
 
 // EmptyDir is scratch space that lives as long as the group.
 type EmptyDir struct {
@@ -243,6 +270,7 @@ type Security struct {
 	AllowEscalation bool     `json:"allowEscalation,omitempty"` // false: no_new_privs
 	Seccomp         string   `json:"seccomp,omitempty"`         // base64 of an OCI seccomp profile; "" = the platform's
 	RunAsNonRoot    bool     `json:"runAsNonRoot,omitempty"`
+	Privileged      bool     `json:"privileged,omitempty"` // all capabilities and devices, no filter, nothing masked
 }
 
 // Probe asks a container how it is. Zero fields take Kubernetes' defaults (see WithDefaults).

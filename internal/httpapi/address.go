@@ -34,6 +34,12 @@ func (a *api) putAddress(c *call) error {
 			return err
 		}
 	}
+	// What hosts send to its address goes where its owner says: that is as much as their network.
+	if req.Spec.FromHosts {
+		if err := a.hostAccess(c, []group.Need{{Access: group.AccessNetwork, Field: "properties.fromHosts"}}); err != nil {
+			return err
+		}
+	}
 	res, err := a.Controller.PutAddress(c.r.Context(), ref, req)
 	if err != nil {
 		return err

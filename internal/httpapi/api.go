@@ -42,6 +42,7 @@ type Config struct {
 	Identity   *identity.Service
 	Log        *slog.Logger
 	Version    string           // of the program
+	Allow      group.Allowance  // what of hosts the administrator gives to groups
 	Metrics    http.Handler     // nil: none
 	Now        func() time.Time // nil: time.Now
 	Rate       Rate             // zero: DefaultRate

@@ -111,6 +111,9 @@ func (a *api) exec(c *call) error {
 	if err := running(v, c.params["container"]); err != nil {
 		return err
 	}
+	if err := a.onHosts(c, v.Group.Spec.Needs()); err != nil {
+		return err
+	}
 	return a.giveTicket(c, &ticket{view: v, link: link, name: c.params["container"], request: req})
 }
 
@@ -179,6 +182,9 @@ func (a *api) attach(c *call) error {
 	if err := running(v, c.params["container"]); err != nil {
 		return err
 	}
+	if err := a.onHosts(c, v.Group.Spec.Needs()); err != nil {
+		return err
+	}
 	return a.giveTicket(c, &ticket{view: v, link: link, name: c.params["container"], attach: true})
 }
 
@@ -200,6 +206,11 @@ func (a *api) portForward(c *call) error {
 	}
 	if body.Port < 1 || body.Port > 65535 {
 		return fault.New(fault.Invalid, "", "The field 'port' must be from 1 to 65535, got %d.", body.Port)
+	}
+	if v.Group.Spec.HostNetwork { // every port of the machine, those on its loopback too
+		if err := a.onHosts(c, v.Group.Spec.Needs()); err != nil {
+			return err
+		}
 	}
 	return a.giveTicket(c, &ticket{view: v, link: link, port: body.Port})
 }

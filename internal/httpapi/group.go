@@ -29,6 +29,9 @@ func (a *api) putGroup(c *call) error {
 	if err != nil {
 		return err
 	}
+	if err := a.hostAccess(c, req.Spec.Needs()); err != nil {
+		return err
+	}
 	res, err := a.Controller.Put(c.r.Context(), ref, req)
 	if err != nil {
 		return err
@@ -66,6 +69,8 @@ func (a *api) patchGroup(c *call) error {
 	if !p.HasTags && !p.Live() {
 		return a.getGroup(c)
 	}
+	// Another image in a privileged container is as much as a new one.
+	p.Guard = func(s *group.Spec) error { return a.hostAccess(c, s.Needs()) }
 	res, err := a.Controller.Patch(c.r.Context(), c.ref(), p)
 	if err != nil {
 		return err

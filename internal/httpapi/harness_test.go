@@ -15,6 +15,7 @@ import (
 
 	"spillway.dev/spillway/internal/client"
 	"spillway.dev/spillway/internal/controller"
+	"spillway.dev/spillway/internal/group"
 	"spillway.dev/spillway/internal/httpapi"
 	"spillway.dev/spillway/internal/identity"
 	"spillway.dev/spillway/internal/sim"
@@ -43,8 +44,8 @@ type world struct {
 	stopping chan struct{}
 }
 
-// newWorld starts a platform on the given inner store (nil: a new one).
-func newWorld(t testing.TB, rate httpapi.Rate) *world {
+// newWorld starts a platform that gives groups what allow says of its hosts.
+func newWorld(t testing.TB, rate httpapi.Rate, allow ...string) *world {
 	t.Helper()
 	w := &world{t: t, inner: mem.New(), done: make(chan error, 1), stopping: make(chan struct{})}
 	dir := t.TempDir()
@@ -66,7 +67,9 @@ func newWorld(t testing.TB, rate httpapi.Rate) *world {
 	w.must(err)
 	w.host = sim.NewHost("h1", nil, w.ctrl.Report)
 	w.ctrl.Connect(w.host)
-	w.handler = httpapi.New(httpapi.Config{Controller: w.ctrl, Identity: w.ids, Log: log, Version: "test", Rate: rate, Stopping: w.stopping})
+	given, err := group.ParseAllowance(allow)
+	w.must(err)
+	w.handler = httpapi.New(httpapi.Config{Controller: w.ctrl, Identity: w.ids, Log: log, Version: "test", Allow: given, Rate: rate, Stopping: w.stopping})
 	w.serve(dir, log, first)
 	w.must2(w.client.PutResourceGroup(t.Context(), "default", nil))
 	return w

@@ -27,6 +27,7 @@ const (
 	ReadHosts           Action = "Spillway.Platform/hosts/read"
 	WriteHosts          Action = "Spillway.Platform/hosts/write"
 	OpenHosts           Action = "Spillway.Platform/hosts/endpoints/write" // a service address that leads to hosts themselves
+	AccessHosts         Action = "Spillway.Platform/hosts/access/write"    // groups that have something of a host itself
 	ReadImages          Action = "Spillway.Platform/images/read"
 	WriteImages         Action = "Spillway.Platform/images/write"
 )

@@ -155,6 +155,7 @@ func neverBegun(ct *container) bool {
 
 // lost marks a container that ended while no keeper watched: its exit code is nobody's to invent.
 func (s *Server) lost(ct *container) {
+	s.endOthers(ct)
 	ct.Exited, ct.Finished = true, time.Now().UTC()
 	close(ct.exited)
 	if err := s.save(ct); err != nil {

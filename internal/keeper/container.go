@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -75,7 +76,7 @@ func (s *Server) start(q *Start) (*Container, error) {
 	}
 	ct := &container{
 		Container: Container{ID: q.ID, Slot: q.Slot, Label: q.Label, LogDir: q.LogDir, LogFile: q.LogFile, LogMax: q.LogMax,
-			Stdin: q.Stdin, OCI: q.OCI, TTY: q.Spec != nil && q.Spec.Process.TTY || q.OCI != nil && q.OCI.TTY},
+			Stdin: q.Stdin, OCI: q.OCI, HostPID: q.HostPID, TTY: q.Spec != nil && q.Spec.Process.TTY || q.OCI != nil && q.OCI.TTY},
 		Cgroups: q.Cgroups,
 		exited:  make(chan struct{}),
 	}
@@ -139,9 +140,9 @@ func (s *Server) claim(q *Start) (*slot, *child, error) {
 // startParked hands the spec to the waiting init, or to a new one when the slot's is in use.
 func (s *Server) startParked(ct *container, q *Start, sl *slot, in *child) error {
 	var err error
-	if in == nil || q.ProcessesOf != "" {
+	if in == nil || q.unlikeParked() {
 		if in != nil {
-			go in.kill() // it is in a process namespace of its own
+			go in.kill() // it is in a process namespace of its own, or has another skeleton
 		}
 		if in, err = s.joiner(q, sl); err != nil {
 			return err
@@ -187,6 +188,13 @@ func (s *Server) startParked(ct *container, q *Start, sl *slot, in *child) error
 	return nil
 }
 
+// unlikeParked says whether a container needs another init than one that was parked in advance. That one sees the
+// host's mounts as they were then, unless the host shares them.
+func (q *Start) unlikeParked() bool {
+	return q.ProcessesOf != "" || q.HostPID || q.Spec.Privileged || q.Spec.HostIPC ||
+		slices.ContainsFunc(q.Spec.Mounts, func(m sandbox.Mount) bool { return m.Host })
+}
+
 // joiner makes an init for a container beside others: a process and mount namespace of its own, the rest the slot's.
 func (s *Server) joiner(q *Start, sl *slot) (*child, error) {
 	o := spawning{mode: sandbox.ModePark, clone: unix.CLONE_NEWNS, join: sl.ns, cgroups: q.Cgroups, v2: q.V2}
@@ -200,6 +208,7 @@ func (s *Server) joiner(q *Start, sl *slot) (*child, error) {
 		o.pidns = pidns
 	case sl.pidns != nil:
 		o.pidns = sl.pidns
+	case q.HostPID:
 	default:
 		o.clone |= unix.CLONE_NEWPID
 	}
@@ -210,7 +219,7 @@ func (s *Server) joiner(q *Start, sl *slot) (*child, error) {
 	if !q.V2 {
 		s.moves.Add(int64(len(q.Cgroups)))
 	}
-	if err := in.begin(q.Cgroups); err != nil {
+	if err := in.begin(sandbox.Ready{Cgroups: q.Cgroups, Privileged: q.Spec.Privileged, HostIPC: q.Spec.HostIPC}); err != nil {
 		in.kill()
 		return nil, err
 	}
@@ -375,6 +384,7 @@ func (s *Server) await(ct *container, end *ending) {
 	}
 	// gofail: var keeperExitSeen struct{}
 	finished := time.Now().UTC()
+	s.endOthers(ct)
 	drained := make(chan struct{})
 	go func() { ct.pumps.Wait(); close(drained) }()
 	select {

@@ -75,6 +75,9 @@ type Park struct {
 	Bare bool `json:"bare,omitempty"`
 	// Pause makes the init the first process of a process namespace that the containers of the slot share.
 	Pause bool `json:"pause,omitempty"`
+	// HostNetwork and HostIPC leave the slot in the host's own namespaces: of network and host name, of IPC.
+	HostNetwork bool `json:"hostNetwork,omitempty"`
+	HostIPC     bool `json:"hostIPC,omitempty"`
 }
 
 // Label replaces the note of a slot.
@@ -109,6 +112,8 @@ type Start struct {
 	Stdin   bool            `json:"stdin,omitempty"`
 	// ProcessesOf is a container whose process namespace this one joins.
 	ProcessesOf string `json:"processesOf,omitempty"`
+	// HostPID runs it in the host's own process namespace.
+	HostPID bool `json:"hostPID,omitempty"`
 	// Relabel replaces the slot's label in the same step, so that claiming a slot is one message.
 	Relabel json.RawMessage `json:"relabel,omitempty"`
 	Spec    *sandbox.Spec   `json:"spec,omitempty"`
@@ -154,6 +159,7 @@ type Container struct {
 	TTY      bool            `json:"tty,omitempty"`
 	OCI      *OCI            `json:"oci,omitempty"`
 	Layer    string          `json:"layer,omitempty"` // where our own init makes the writable layer, its first act
+	HostPID  bool            `json:"hostPID,omitempty"`
 }
 
 // ExecRequest runs a command in a container; the connection carries its streams.

@@ -65,7 +65,17 @@ func (sl *slot) release() {
 	sl.ns, sl.pidns = nil, nil
 }
 
-const newShared = unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
+// newShared are the flags of the namespaces that a slot has of its own.
+func (q *Park) newShared() uintptr {
+	flags := uintptr(unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS)
+	if q.HostNetwork {
+		flags &^= unix.CLONE_NEWNET | unix.CLONE_NEWUTS
+	}
+	if q.HostIPC {
+		flags &^= unix.CLONE_NEWIPC
+	}
+	return flags
+}
 
 func (s *Server) park(q *Park) (int, error) {
 	if err := checkID(q.Slot); err != nil {
@@ -77,7 +87,7 @@ func (s *Server) park(q *Park) (int, error) {
 	if exists {
 		return 0, fmt.Errorf("slot %s exists", q.Slot)
 	}
-	o := spawning{mode: sandbox.ModePark, clone: newShared | unix.CLONE_NEWNS | unix.CLONE_NEWPID, cgroups: q.Cgroups, v2: q.V2}
+	o := spawning{mode: sandbox.ModePark, clone: q.newShared() | unix.CLONE_NEWNS | unix.CLONE_NEWPID, cgroups: q.Cgroups, v2: q.V2}
 	if q.Pause || q.Bare {
 		o.mode = sandbox.ModePause
 	}
@@ -90,7 +100,7 @@ func (s *Server) park(q *Park) (int, error) {
 		c.kill()
 		return 0, err
 	}
-	if err := c.begin(q.Cgroups); err != nil {
+	if err := c.begin(sandbox.Ready{Cgroups: q.Cgroups}); err != nil {
 		c.kill()
 		sl.release()
 		return 0, err

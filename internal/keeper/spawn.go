@@ -130,8 +130,8 @@ func forkIn(pidns *os.File, program string, argv []string, attr *syscall.ProcAtt
 }
 
 // begin tells the init that it is in its cgroups, and waits until it is prepared.
-func (c *child) begin(cgroups []string) error {
-	body, err := json.Marshal(sandbox.Ready{Cgroups: cgroups})
+func (c *child) begin(ready sandbox.Ready) error {
+	body, err := json.Marshal(ready)
 	if err != nil {
 		return err
 	}

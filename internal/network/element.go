@@ -22,6 +22,7 @@ const (
 	setEndpoint    = "endpoint"     // SERVICE . protocol . port . bucket → address . port
 	setServiceHost = "service_host" // SERVICE . protocol . port: connections may enter the machine
 	setSpread      = "spread"       // class → chain; constant
+	setSpreadHere  = "spread_here"  // the same, for what the machine itself asks
 )
 
 // element is one entry of a set or map. Key and value are as the kernel holds them.

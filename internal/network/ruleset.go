@@ -15,8 +15,10 @@ import (
 //	chain guard   { prerouting, raw }     group links: IPv6 drop; source not in @guard drop
 //	chain dnat    { prerouting + output } to a declared public port: dnat to its group
 //	    before that, from a group: to a port of a service address of its network, go to the chain of the port's class
-//	chain spread_N, spread_N_sticky: choose one of N buckets by chance, or by a hash of the sender; dnat to its endpoint
+//	    from the machine: to a port of a service address that it may reach, likewise
+//	chain spread_N, spread_N_sticky, and with _here for the machine: choose one of N buckets by chance, or by a hash of the sender; dnat to its endpoint
 //	chain refuse  { prerouting, filter }  from a group to a service address of its network, not translated: reject
+//	chain refuse_here { output }          the same from the machine
 //	chain forward { forward }
 //	    from a group to metadata addresses                        drop
 //	    from a group to a group: by a public address, or member of the sender's network accept, else drop
@@ -85,7 +87,8 @@ func (p plan) chains() []chain {
 		}},
 		{"dnat", nftables.ChainHookPrerouting, nftables.ChainTypeNAT, nftables.ChainPriorityNATDest, [][]expr.Any{p.toSpread(), translate}},
 		{"refuse", nftables.ChainHookPrerouting, nftables.ChainTypeFilter, nftables.ChainPriorityFilter, p.refuse()},
-		{"dnat_local", nftables.ChainHookOutput, nftables.ChainTypeNAT, nftables.ChainPriorityNATDest, [][]expr.Any{translate}},
+		{"dnat_local", nftables.ChainHookOutput, nftables.ChainTypeNAT, nftables.ChainPriorityNATDest, [][]expr.Any{p.toSpreadHere(), translate}},
+		{"refuse_here", nftables.ChainHookOutput, nftables.ChainTypeFilter, nftables.ChainPriorityFilter, p.refuseHere()},
 		{"forward", nftables.ChainHookForward, nftables.ChainTypeFilter, nftables.ChainPriorityFilter, p.forward()},
 		{"input", nftables.ChainHookInput, nftables.ChainTypeFilter, nftables.ChainPriorityFilter, p.input()},
 		{"snat", nftables.ChainHookPostrouting, nftables.ChainTypeNAT, nftables.ChainPriorityNATSource, p.snat()},
@@ -158,8 +161,10 @@ func applyRuleset(p plan) error {
 			return fmt.Errorf("plan set %s: %w", s.Name, err)
 		}
 	}
-	if err := p.addSpread(conn, t); err != nil {
-		return err
+	for _, s := range senders {
+		if err := p.addSpread(conn, t, s); err != nil {
+			return err
+		}
 	}
 	for _, c := range p.chains() {
 		made := conn.AddChain(&nftables.Chain{Name: c.name, Table: t, Hooknum: c.hook, Type: c.kind, Priority: c.prio})

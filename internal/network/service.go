@@ -20,6 +20,10 @@ type ServiceKey struct {
 	Addr    netip.Addr
 }
 
+// Machine is the number of the network that the machine itself asks in: a service address in it is reached by the
+// machine's own programs. Groups' networks never have it.
+const Machine = 1<<32 - 1
+
 // Service is a service address with its endpoints.
 type Service struct {
 	ServiceKey

@@ -21,6 +21,34 @@ func addressed() []expr.Any {
 	return rule(l3(unix.NFPROTO_IPV4), source(reg0), lookupMap(setNetOf, reg0, reg0), destination(reg1), meta(expr.MetaKeyL4PROTO, reg2), port(reg3))
 }
 
+// addressedHere loads the key as the machine itself asks: in a network of its own.
+func addressedHere() []expr.Any {
+	return rule(l3(unix.NFPROTO_IPV4), machine(reg0), destination(reg1), meta(expr.MetaKeyL4PROTO, reg2), port(reg3))
+}
+
+func machine(reg uint32) []expr.Any {
+	return one(&expr.Immediate{Register: reg, Data: binary.NativeEndian.AppendUint32(nil, Machine)})
+}
+
+// toSpreadHere is toSpread for what the machine itself asks.
+func (p plan) toSpreadHere() []expr.Any {
+	return rule(addressedHere(), lookupMap(setService, reg0, reg0), lookupMap(setSpreadHere, reg0, unix.NFT_REG_VERDICT))
+}
+
+// refuseHere rejects what of that was not translated.
+func (p plan) refuseHere() [][]expr.Any {
+	asked := rule(l3(unix.NFPROTO_IPV4), machine(reg0), destination(reg1), in(setServiceIP, reg0))
+	return append([][]expr.Any{rule(known(), verdict(expr.VerdictAccept)), rule(translated(), verdict(expr.VerdictAccept))}, reject(asked)...)
+}
+
+// reject refuses in the way of each protocol.
+func reject(asked []expr.Any) [][]expr.Any {
+	return [][]expr.Any{
+		rule(asked, meta(expr.MetaKeyL4PROTO, reg2), equal(reg2, []byte{unix.IPPROTO_TCP}), one(&expr.Reject{Type: unix.NFT_REJECT_TCP_RST})),
+		rule(asked, one(&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH})),
+	}
+}
+
 // toSpread sends new connections to a service address's port to the chain of its class.
 func (p plan) toSpread() []expr.Any {
 	return rule(p.from(), addressed(), lookupMap(setService, reg0, reg0), lookupMap(setSpread, reg0, unix.NFT_REG_VERDICT))
@@ -31,12 +59,10 @@ func (p plan) toSpread() []expr.Any {
 // that as a translation.
 func (p plan) refuse() [][]expr.Any {
 	asked := rule(p.from(), l3(unix.NFPROTO_IPV4), source(reg0), lookupMap(setNetOf, reg0, reg0), destination(reg1), in(setServiceIP, reg0))
-	return [][]expr.Any{
+	return append([][]expr.Any{
 		rule(p.from(), translated(), verdict(expr.VerdictAccept)),
 		rule(p.from(), addressed(), in(setServiceHost, reg0), verdict(expr.VerdictAccept)),
-		rule(asked, meta(expr.MetaKeyL4PROTO, reg2), equal(reg2, []byte{unix.IPPROTO_TCP}), one(&expr.Reject{Type: unix.NFT_REJECT_TCP_RST})),
-		rule(asked, one(&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH})),
-	}
+	}, reject(asked)...)
 }
 
 // letIn accepts what a service address that may lead here has led here.
@@ -67,19 +93,29 @@ func spreadClasses() []uint32 {
 	return out
 }
 
+// sender is a kind of sender, which has chains of the classes of its own, and a map that leads to them.
+type sender struct {
+	set       string
+	id        uint32
+	suffix    string
+	addressed []expr.Any
+}
+
+var senders = []sender{{setSpread, 9, "", addressed()}, {setSpreadHere, 10, "_here", addressedHere()}}
+
 // addSpread makes the chains of the classes and the map that leads to them.
-func (p plan) addSpread(conn *nftables.Conn, t *nftables.Table) error {
+func (p plan) addSpread(conn *nftables.Conn, t *nftables.Table, s sender) error {
 	var list []nftables.SetElement
 	for _, class := range spreadClasses() {
-		chain := conn.AddChain(&nftables.Chain{Name: spreadChain(class), Table: t})
-		conn.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: rule(addressed(), p.bucket(class), lookupMap(setEndpoint, reg0, reg0),
+		chain := conn.AddChain(&nftables.Chain{Name: spreadChain(class) + s.suffix, Table: t})
+		conn.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: rule(s.addressed, p.bucket(class), lookupMap(setEndpoint, reg0, reg0),
 			one(&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg0, RegProtoMin: reg1}))})
 		list = append(list, nftables.SetElement{Key: binary.NativeEndian.AppendUint32(nil, class),
 			VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: chain.Name}})
 	}
-	set := &nftables.Set{Table: t, ID: 9, Name: setSpread, KeyType: nftables.TypeMark, DataType: nftables.TypeVerdict, IsMap: true}
+	set := &nftables.Set{Table: t, ID: s.id, Name: s.set, KeyType: nftables.TypeMark, DataType: nftables.TypeVerdict, IsMap: true}
 	if err := conn.AddSet(set, list); err != nil {
-		return fmt.Errorf("plan map %s: %w", setSpread, err)
+		return fmt.Errorf("plan map %s: %w", s.set, err)
 	}
 	return nil
 }

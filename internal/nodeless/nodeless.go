@@ -29,6 +29,7 @@ type Config struct {
 	Instance     string // of the platform: four hexadecimal digits
 	ClientConfig string // path of the platform's client.json
 	Programs     Programs
+	Allow        []string                          // what the virtual node lets pods have of the machine
 	Usable       func(endpoint, kubeconfig string) // called once, when pods run and names can be asked
 	Log          *slog.Logger
 }
@@ -109,8 +110,12 @@ func (c *cluster) controlArgs() []string {
 }
 
 func (c *cluster) nodeArgs() []string {
-	return []string{"--kubeconfig", c.cfg.Kubeconfig(), "--config", c.cfg.ClientConfig, "--name", nodeName, "--no-taint",
+	args := []string{"--kubeconfig", c.cfg.Kubeconfig(), "--config", c.cfg.ClientConfig, "--name", nodeName, "--no-taint",
 		"--address", c.addr.String(), "--listen", net.JoinHostPort(c.addr.String(), "10250")}
+	if len(c.cfg.Allow) > 0 {
+		args = append(args, "--allow", strings.Join(c.cfg.Allow, ","))
+	}
+	return args
 }
 
 // heard reads what the control plane says on its standard output.

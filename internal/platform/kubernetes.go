@@ -36,6 +36,6 @@ func (s *site) kubernetes(ctx context.Context) error {
 		s.Log.Warn("there is no metrics-server: kubectl top and autoscaling have no figures ('make kubernetes' builds it)")
 	}
 	return nodeless.Run(ctx, nodeless.Config{Dir: filepath.Join(s.DataDir, "kubernetes"), Listen: s.Kubernetes, Instance: s.instance.ID,
-		ClientConfig: filepath.Join(s.DataDir, "client.json"), Programs: s.programs, Log: s.Log,
+		ClientConfig: filepath.Join(s.DataDir, "client.json"), Programs: s.programs, Log: s.Log, Allow: s.allow.Words(),
 		Usable: func(endpoint, kubeconfig string) { fmt.Fprintf(s.Stdout, "kubernetes %s %s\n", endpoint, kubeconfig) }})
 }

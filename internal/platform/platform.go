@@ -50,6 +50,7 @@ type Config struct {
 	PlainHTTP []string // registries without TLS
 	Pool      int      // parked slots; 0: the agent's default, agent.PoolNone: none
 	CPUFactor float64  // requested cores that one real core carries
+	Allow     []string // what of the machine groups may have, see group.ParseAllowance
 
 	Kubernetes string // HOST:PORT of a Kubernetes beside the platform, "": none; port 0 picks a free one
 
@@ -92,6 +93,11 @@ func (c *Config) validate() error {
 			faults = append(faults, fmt.Errorf("--share %s=%s: not a directory", name, dir))
 		}
 	}
+	if allow, err := group.ParseAllowance(c.Allow); err != nil {
+		faults = append(faults, fmt.Errorf("--allow %w", err))
+	} else if allow.Any() && c.Runtime != "" && c.Runtime != "parked" {
+		faults = append(faults, fmt.Errorf("--allow needs --runtime parked, not %s", c.Runtime))
+	}
 	if c.CPUFactor <= 0 {
 		faults = append(faults, fmt.Errorf("--cpu-overcommit %g: must be more than 0", c.CPUFactor))
 	}
@@ -126,6 +132,9 @@ func Up(ctx context.Context, cfg Config) error {
 	}
 	defer lock.Close()
 	site := &site{Config: cfg}
+	if site.allow, err = group.ParseAllowance(cfg.Allow); err != nil {
+		return err
+	}
 	if cfg.Kubernetes != "" {
 		if site.programs, err = findPrograms(cfg.DataDir); err != nil {
 			return err
@@ -149,6 +158,7 @@ type site struct {
 	instance    *instance
 	runtimePath string // "": parked
 	programs    nodeless.Programs
+	allow       group.Allowance
 }
 
 // run builds everything, in order, and closes it in reverse.
@@ -199,7 +209,7 @@ func (s *site) run(ctx context.Context) error {
 	if err != nil {
 		return fault.New(fault.Unavailable, "", "The API cannot listen on %s: %v. Choose another address with --listen.", cfg.Listen, err)
 	}
-	server := httpapi.Server(httpapi.New(httpapi.Config{Controller: ctrl, Identity: ids, Log: cfg.Log, Version: cfg.Version,
+	server := httpapi.Server(httpapi.New(httpapi.Config{Controller: ctrl, Identity: ids, Log: cfg.Log, Version: cfg.Version, Allow: s.allow,
 		Metrics: metrics(h), Stopping: loops.Done()}), cfg.Log)
 	server.TLSConfig = authority.TLS()
 

@@ -45,6 +45,9 @@ func (o *oci) Park(ctx context.Context, q SlotRequest) (Parked, error) {
 	if q.ShareProcesses {
 		return Parked{}, fmt.Errorf("a shared process namespace needs the parked runtime")
 	}
+	if q.HostNetwork || q.HostIPC {
+		return Parked{}, errHostAccess
+	}
 	_, err := o.keeper().Park(ctx, keeper.Park{Slot: q.ID, Cgroups: o.tree.Dirs(q.Cgroup), V2: o.tree.Mode() == cgroup.V2,
 		Label: q.Label, Bare: true})
 	if err != nil {
@@ -72,7 +75,12 @@ func (o *oci) slot(ctx context.Context, id string) (keeper.Slot, error) {
 
 func (o *oci) rootfs(dir string) string { return filepath.Join(dir, "rootfs") }
 
+var errHostAccess = errors.New("access to the host needs the parked runtime")
+
 func (o *oci) Start(ctx context.Context, r *Run) (keeper.Container, error) {
+	if r.Privileged || r.HostPID || r.HostIPC {
+		return keeper.Container{}, errHostAccess
+	}
 	slot, err := o.slot(ctx, r.Slot)
 	if err != nil {
 		return keeper.Container{}, err

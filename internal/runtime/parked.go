@@ -34,7 +34,7 @@ var _ Runtime = (*parked)(nil)
 
 func (p *parked) Park(ctx context.Context, q SlotRequest) (Parked, error) {
 	pid, err := p.keeper().Park(ctx, keeper.Park{Slot: q.ID, Cgroups: p.tree.Dirs(q.Cgroup), V2: p.tree.Mode() == cgroup.V2,
-		Label: q.Label, Pause: q.ShareProcesses})
+		Label: q.Label, Pause: q.ShareProcesses, HostNetwork: q.HostNetwork, HostIPC: q.HostIPC})
 	if err != nil {
 		return Parked{}, fmt.Errorf("park slot %s: %w", q.ID, err)
 	}
@@ -70,12 +70,16 @@ func (p *parked) Start(ctx context.Context, r *Run) (keeper.Container, error) {
 	process := r.Process
 	process.Seccomp = filter
 	q.Spec = &sandbox.Spec{ID: r.ID, Lower: r.Layers, Upper: r.Dir, ReadOnlyRoot: r.ReadOnlyRoot, Mounts: r.Mounts,
-		ShmBytes: r.ShmBytes, Hostname: r.Hostname, Sysctls: r.Sysctls, Process: process}
+		ShmBytes: r.ShmBytes, Hostname: r.Hostname, Sysctls: r.Sysctls, Process: process, Privileged: r.Privileged, HostIPC: r.HostIPC}
 	return p.keeper().Start(ctx, q)
 }
 
 func (p *parked) Exec(ctx context.Context, id string, process sandbox.Process, s host.Streams) (int, error) {
-	filter, err := p.filter(DefaultProfile())
+	profile := DefaultProfile()
+	if process.Privileged {
+		profile = nil
+	}
+	filter, err := p.filter(profile)
 	if err != nil {
 		return 0, err
 	}

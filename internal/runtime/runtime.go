@@ -37,6 +37,11 @@ type Run struct {
 	Hostname     string
 	Sysctls      map[string]string
 
+	// Privileged, HostPID and HostIPC give it what is the host's; they need the parked runtime.
+	Privileged bool
+	HostPID    bool
+	HostIPC    bool
+
 	// ProcessesOf is the run whose process namespace this one joins; "": its own, or the slot's.
 	ProcessesOf string
 
@@ -55,6 +60,9 @@ type SlotRequest struct {
 	Label  json.RawMessage
 	// ShareProcesses gives the containers of the slot one process namespace.
 	ShareProcesses bool
+	// HostNetwork and HostIPC leave them in the host's own namespaces.
+	HostNetwork bool
+	HostIPC     bool
 }
 
 // Runtime starts containers. All methods are safe for concurrent use.
@@ -88,5 +96,5 @@ type Keeper interface {
 // startRequest is what all runtimes ask of the keeper alike.
 func startRequest(r *Run, tree *cgroup.Tree) keeper.Start {
 	return keeper.Start{ID: r.ID, Slot: r.Slot, Label: r.Label, Relabel: r.Relabel, Cgroups: tree.Dirs(r.Cgroup),
-		V2: tree.Mode() == cgroup.V2, ProcessesOf: r.ProcessesOf, LogDir: r.LogDir, LogFile: group.MaxLogFile, LogMax: group.MaxLogFiles, Stdin: r.Stdin}
+		V2: tree.Mode() == cgroup.V2, ProcessesOf: r.ProcessesOf, HostPID: r.HostPID, LogDir: r.LogDir, LogFile: group.MaxLogFile, LogMax: group.MaxLogFiles, Stdin: r.Stdin}
 }

@@ -77,12 +77,12 @@ func mountLayers(target string, spec *Spec) error {
 	}
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
-		return mountLayersClassic(target, spec.Lower, upper, work)
+		return mountLayersClassic(target, spec, upper, work)
 	}
 	defer unix.Close(fs)
 	for _, dir := range spec.Lower {
 		if unix.FsconfigSetString(fs, "lowerdir+", dir) != nil {
-			return mountLayersClassic(target, spec.Lower, upper, work)
+			return mountLayersClassic(target, spec, upper, work)
 		}
 	}
 	for _, o := range [][2]string{{"upperdir", upper}, {"workdir", work}} {
@@ -94,7 +94,11 @@ func mountLayers(target string, spec *Spec) error {
 	if err := unix.FsconfigCreate(fs); err != nil {
 		return fmt.Errorf("mount %d image layers: %w", len(spec.Lower), err)
 	}
-	mnt, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NODEV)
+	attributes := unix.MOUNT_ATTR_NODEV
+	if spec.Privileged {
+		attributes = 0
+	}
+	mnt, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, attributes)
 	if err != nil {
 		return fmt.Errorf("mount image: %w", err)
 	}
@@ -106,8 +110,12 @@ func mountLayers(target string, spec *Spec) error {
 }
 
 // mountLayersClassic is for kernels before 6.8, which take all layers in one option of at most a page.
-func mountLayersClassic(target string, lower []string, upper, work string) error {
+func mountLayersClassic(target string, spec *Spec, upper, work string) error {
 	escape := strings.NewReplacer(`\`, `\\`, ":", `\:`, ",", `\,`)
+	lower, flags := spec.Lower, uintptr(unix.MS_NODEV)
+	if spec.Privileged {
+		flags = 0
+	}
 	var dirs []string
 	for _, dir := range lower {
 		dirs = append(dirs, escape.Replace(dir))
@@ -116,7 +124,7 @@ func mountLayersClassic(target string, lower []string, upper, work string) error
 	if len(options) >= os.Getpagesize() {
 		return fmt.Errorf("image has %d layers: this kernel takes %d bytes of layer paths, they need %d", len(lower), os.Getpagesize(), len(options))
 	}
-	if err := unix.Mount("overlay", target, "overlay", unix.MS_NODEV, options); err != nil {
+	if err := unix.Mount("overlay", target, "overlay", flags, options); err != nil {
 		return fmt.Errorf("mount %d image layers: %w", len(lower), err)
 	}
 	return nil
@@ -144,16 +152,16 @@ func placeSkeleton(stage string, r root) error {
 
 func placeMounts(r root, spec *Spec) error {
 	for _, m := range spec.Mounts {
-		if err := placeMount(r, m); err != nil {
+		if err := placeMount(r, m, spec.Privileged); err != nil {
 			return fmt.Errorf("mount %s: %w", clip(m.Target), err)
 		}
 	}
 	return nil
 }
 
-// placeMount binds a file or directory of the host. The source's directory is the platform's; a path below it is the
-// tenant's and must not leave it.
-func placeMount(r root, m Mount) error {
+// placeMount binds a file or directory of the host. The source's directory is the platform's, or one of the host's that
+// the administrator gives away; a path below it is the tenant's and must not leave it.
+func placeMount(r root, m Mount, privileged bool) error {
 	source, err := unix.Open(m.Source, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open volume: %w", err)
@@ -176,16 +184,23 @@ func placeMount(r root, m Mount) error {
 		return err
 	}
 	defer unix.Close(target)
-	tree, err := unix.OpenTree(source, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+	flags := uint(unix.AT_EMPTY_PATH)
+	if m.Host {
+		flags |= unix.AT_RECURSIVE
+	}
+	tree, err := unix.OpenTree(source, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|flags)
 	if err != nil {
 		return fmt.Errorf("clone: %w", err)
 	}
 	defer unix.Close(tree)
-	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV}
+	var attr unix.MountAttr
+	if !m.Host || !privileged {
+		attr.Attr_set = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
+	}
 	if m.ReadOnly {
 		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
 	}
-	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+	if err := unix.MountSetattr(tree, "", flags, &attr); err != nil {
 		return fmt.Errorf("set attributes: %w", err)
 	}
 	return unix.MoveMount(tree, "", target, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)

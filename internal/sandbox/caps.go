@@ -37,6 +37,11 @@ func Caps(add, drop []string) uint64 {
 	return caps
 }
 
+// PrivilegedCaps is the set of all capabilities but some.
+func PrivilegedCaps(drop []string) uint64 {
+	return Caps([]string{"ALL"}, nil) &^ Caps(drop, []string{"ALL"})
+}
+
 // CapNames are the names of a set, with CAP_.
 func CapNames(caps uint64) []string {
 	names := []string{}

@@ -83,7 +83,7 @@ func park(stage string, joins int, control *os.File) error {
 		}
 		unix.Close(joinFD + i)
 	}
-	if err := buildSkeleton(stage, ready.Cgroups); err != nil {
+	if err := buildSkeleton(stage, &ready); err != nil {
 		return err
 	}
 	if err := WriteFrame(control, []byte("{}")); err != nil {

@@ -138,6 +138,12 @@ func (p *Process) dropPrivileges(who user, groups []uint32) error {
 	if keep {
 		caps = p.Caps
 	}
+	if p.Privileged {
+		var err error
+		if caps, err = present(caps); err != nil {
+			return err
+		}
+	}
 	if err := setCaps(caps); err != nil {
 		return err
 	}

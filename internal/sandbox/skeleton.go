@@ -50,7 +50,7 @@ const stageBytes = "64m"
 // It makes as few file systems as it can: the kernel keeps a record for each pair of file system and memory cgroup, so
 // that their number counts squared. One tmpfs holds /dev, /dev/shm and the empty directory behind everything hidden;
 // the cgroups are the host's own mounts, bound.
-func buildSkeleton(stage string, cgroups []string) error {
+func buildSkeleton(stage string, ready *Ready) error {
 	// Slave, not private: what the host unmounts later must not be held by a parked process.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
 		return fmt.Errorf("set mount propagation: %w", err)
@@ -71,13 +71,16 @@ func buildSkeleton(stage string, cgroups []string) error {
 	if err := bindFlags(empty, empty, inert|unix.MS_RDONLY); err != nil {
 		return fmt.Errorf("make empty directory: %w", err)
 	}
-	if err := buildDev(stage); err != nil {
+	if err := buildDev(stage, ready); err != nil {
 		return fmt.Errorf("build /dev: %w", err)
+	}
+	if ready.Privileged {
+		return openSkeleton(stage, ready.Cgroups)
 	}
 	if err := buildProc(filepath.Join(stage, stageProc), filepath.Join(stage, stageDev, "null"), empty); err != nil {
 		return fmt.Errorf("build /proc: %w", err)
 	}
-	if err := buildSys(filepath.Join(stage, stageSys), empty, cgroups); err != nil {
+	if err := buildSys(filepath.Join(stage, stageSys), empty, ready.Cgroups); err != nil {
 		return fmt.Errorf("build /sys: %w", err)
 	}
 	return nil
@@ -91,7 +94,7 @@ func bindFlags(source, target string, flags uintptr) error {
 	return unix.Mount("", target, "", unix.MS_BIND|unix.MS_REMOUNT|flags, "")
 }
 
-func buildDev(stage string) error {
+func buildDev(stage string, ready *Ready) error {
 	dev := filepath.Join(stage, stageDev)
 	if err := bindFlags(dev, dev, inertDev); err != nil {
 		return err
@@ -118,10 +121,18 @@ func buildDev(stage string) error {
 		}
 	}
 	shm := filepath.Join(stage, stageShm)
+	if ready.HostIPC {
+		shm = hostShm(shm)
+	}
+	if ready.Privileged {
+		if err := copyDevices(hostDev, dev); err != nil {
+			return err
+		}
+	}
 	return errors.Join(
 		unix.Mount("devpts", filepath.Join(dev, "pts"), "devpts", inertDev, "newinstance,ptmxmode=0666,mode=0620,gid=5"),
 		unix.Mount("mqueue", filepath.Join(dev, "mqueue"), "mqueue", inert, ""),
-		unix.Chmod(shm, 0o1777),
+		unix.Chmod(filepath.Join(stage, stageShm), 0o1777),
 		bindFlags(shm, filepath.Join(dev, "shm"), inert))
 }
 
@@ -166,27 +177,33 @@ func buildSys(sys, empty string, cgroups []string) error {
 			return err
 		}
 	}
-	return buildCgroup(filepath.Dir(empty), filepath.Join(sys, "fs/cgroup"), cgroups)
+	return buildCgroup(filepath.Dir(empty), filepath.Join(sys, "fs/cgroup"), shown{cgroups, inert | unix.MS_RDONLY})
 }
 
-// buildCgroup shows the container its own cgroups, read-only and as the root of what it can see: programs read their
+// shown are the cgroups that a container sees, and how.
+type shown struct {
+	dirs  []string
+	flags uintptr
+}
+
+// buildCgroup shows the container its own cgroups, read-only unless it is privileged, and as the root of what it can see: programs read their
 // limits there. The keeper has moved this process into them before and says where they are; with one they are the v2
 // tree, with several the v1 hierarchies, shown under their controllers' names.
-func buildCgroup(stage, dir string, cgroups []string) error {
+func buildCgroup(stage, dir string, cgroups shown) error {
 	if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
 		return fmt.Errorf("new cgroup namespace: %w", err)
 	}
-	if len(cgroups) == 0 {
+	if len(cgroups.dirs) == 0 {
 		return nil
 	}
-	if len(cgroups) == 1 {
-		return bindFlags(cgroups[0], dir, inert|unix.MS_RDONLY)
+	if len(cgroups.dirs) == 1 {
+		return bindFlags(cgroups.dirs[0], dir, cgroups.flags)
 	}
 	names := filepath.Join(stage, "cgroup")
 	if err := os.Mkdir(names, 0o755); err != nil {
 		return err
 	}
-	for _, path := range cgroups {
+	for _, path := range cgroups.dirs {
 		// /sys/fs/cgroup/CONTROLLER/…
 		controller, _, _ := strings.Cut(strings.TrimPrefix(path, "/sys/fs/cgroup/"), "/")
 		if err := os.Mkdir(filepath.Join(names, controller), 0o755); err != nil {
@@ -196,9 +213,9 @@ func buildCgroup(stage, dir string, cgroups []string) error {
 	if err := bindFlags(names, dir, inert|unix.MS_RDONLY); err != nil {
 		return err
 	}
-	for _, path := range cgroups {
+	for _, path := range cgroups.dirs {
 		controller, _, _ := strings.Cut(strings.TrimPrefix(path, "/sys/fs/cgroup/"), "/")
-		if err := bindFlags(path, filepath.Join(dir, controller), inert|unix.MS_RDONLY); err != nil {
+		if err := bindFlags(path, filepath.Join(dir, controller), cgroups.flags); err != nil {
 			return fmt.Errorf("show cgroup %s: %w", controller, err)
 		}
 	}

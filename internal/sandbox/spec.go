@@ -17,6 +17,9 @@ type Spec struct {
 	ReadOnlyRoot bool     `json:"readOnlyRoot,omitempty"`
 	Mounts       []Mount  `json:"mounts,omitempty"`
 	ShmBytes     int64    `json:"shmBytes,omitempty"`
+	// Privileged and HostIPC make another skeleton, and so another init than one that was parked in advance.
+	Privileged bool `json:"privileged,omitempty"`
+	HostIPC    bool `json:"hostIPC,omitempty"`
 
 	// Hostname and Sysctls are set in the slot's namespaces; only the first container of a group carries them.
 	Hostname string            `json:"hostname,omitempty"`
@@ -27,7 +30,9 @@ type Spec struct {
 
 // Ready tells an init that it is in its cgroups, and where they are on the host.
 type Ready struct {
-	Cgroups []string `json:"cgroups"`
+	Cgroups    []string `json:"cgroups"`
+	Privileged bool     `json:"privileged,omitempty"` // nothing masked, /sys and cgroups writable, the host's devices
+	HostIPC    bool     `json:"hostIPC,omitempty"`    // the host's /dev/shm
 }
 
 // Mount puts a file or directory of the host into the container.
@@ -37,6 +42,7 @@ type Mount struct {
 	Target   string `json:"target"` // in the container
 	ReadOnly bool   `json:"readOnly,omitempty"`
 	File     bool   `json:"file,omitempty"`
+	Host     bool   `json:"host,omitempty"` // of the host itself: with what is mounted below it
 }
 
 // Process is a program and all that it may do. It serves containers and commands executed in them.
@@ -48,8 +54,9 @@ type Process struct {
 	Groups     []uint32 `json:"groups,omitempty"`
 	Caps       uint64   `json:"caps"` // bit set: bounding, permitted and effective
 	NoNewPrivs bool     `json:"noNewPrivs,omitempty"`
-	NonRoot    bool     `json:"nonRoot,omitempty"` // refuse to run as user 0
-	Seccomp    []byte   `json:"seccomp,omitempty"` // compiled filter: struct sock_filter, native byte order
+	Privileged bool     `json:"privileged,omitempty"` // of Caps it gets those that there are: the host's root may lack some
+	NonRoot    bool     `json:"nonRoot,omitempty"`    // refuse to run as user 0
+	Seccomp    []byte   `json:"seccomp,omitempty"`    // compiled filter: struct sock_filter, native byte order
 	TTY        bool     `json:"tty,omitempty"`
 	Rows       uint16   `json:"rows,omitempty"`
 	Cols       uint16   `json:"cols,omitempty"`

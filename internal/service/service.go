@@ -38,6 +38,8 @@ type Spec struct {
 	PublishNotReady bool `json:"publishNotReady,omitempty"` // groups that are not ready count too
 	// HostEndpoints lets connections to listed endpoints enter the hosts themselves, whose ports are closed to groups.
 	HostEndpoints bool `json:"hostEndpoints,omitempty"`
+	// FromHosts lets the hosts themselves reach it, and groups in their network: their own traffic to it goes there.
+	FromHosts bool `json:"fromHosts,omitempty"`
 }
 
 // Affinity says whether a client keeps its endpoint from one connection to the next.
@@ -154,6 +156,7 @@ type Route struct {
 	Ports        []RoutePort
 	Sticky       bool // a client keeps its endpoint
 	Hosts        bool // endpoints on hosts are let in
+	FromHosts    bool // hosts reach it, too
 	// Pending: the endpoints are not known yet, as after a restart. What a host has of the address stays as it is.
 	Pending bool
 }

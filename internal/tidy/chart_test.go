@@ -131,7 +131,7 @@ func TestChartValuesArrive(t *testing.T) {
 	objects := renderChart(t, func(v map[string]any) {
 		withImage(v)
 		v["node"] = map[string]any{"name": "burst", "zone": "z1", "labels": map[string]any{"a": "b"}, "taint": false, "capacity": "quota", "port": 11250}
-		v["platform"] = map[string]any{"secret": "other", "resourceGroup": "rg", "network": "net", "runtimeClasses": map[string]any{"strong": "gvisor"}, "allow": []any{"unconfined-seccomp"}, "roomTimeout": "5m"}
+		v["platform"] = map[string]any{"secret": "other", "resourceGroup": "rg", "network": "net", "runtimeClasses": map[string]any{"strong": "gvisor"}, "allow": []any{"unconfined-seccomp", "host-network"}, "roomTimeout": "5m"}
 		v["services"], v["clusterDomain"], v["clusterDNS"] = false, "corp.example", "10.0.0.10"
 		v["rbac"] = map[string]any{"watchObjects": true, "approveOwnCertificate": false}
 		v["tolerations"], v["priorityClassName"] = []any{map[string]any{"operator": "Exists"}}, "system-cluster-critical"
@@ -141,7 +141,7 @@ func TestChartValuesArrive(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{`"--name=burst"`, `"--zone=z1"`, `"--labels=a=b"`, `"--no-taint"`, `"--capacity=quota"`, `"--listen=:11250"`, `"--resource-group=rg"`, `"--network=net"`,
-		`"--runtime-class=strong=gvisor"`, `"--allow=unconfined-seccomp"`, `"--room-timeout=5m"`, `"--services=false"`, `"--cluster-domain=corp.example"`, `"--cluster-dns=10.0.0.10"`,
+		`"--runtime-class=strong=gvisor"`, `"--allow=unconfined-seccomp"`, `"--allow=host-network"`, `"--room-timeout=5m"`, `"--services=false"`, `"--cluster-domain=corp.example"`, `"--cluster-dns=10.0.0.10"`,
 		`"secretName":"other"`, `"containerPort":11250`, `"resourceNames":["burst"]`, `["get","watch"]`, `[{"operator":"Exists"}]`, `"system-cluster-critical"`} {
 		if !bytes.Contains(body, []byte(want)) {
 			t.Errorf("the rendered chart lacks %s", want)

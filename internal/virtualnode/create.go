@@ -15,7 +15,7 @@ import (
 // create makes the group of a pod, or says why it cannot be made.
 func (p *pods) create(ctx context.Context, pod *corev1.Pod, s *podState) (time.Duration, error) {
 	f := p.n.facts()
-	f.address = placeholder(pod)
+	f.address = addressOf(pod, f)
 	if list := refusals(pod, f, p.n.cfg.Allow); len(list) > 0 {
 		message := list[0].String()
 		for _, r := range list[1:] {
@@ -35,7 +35,7 @@ func (p *pods) create(ctx context.Context, pod *corev1.Pod, s *podState) (time.D
 		return p.follow(ctx, pod, s, g)
 	case noRoom(err):
 		return p.noRoom(ctx, pod, s, err)
-	case kind == fault.Invalid || kind == fault.TooLarge:
+	case kind == fault.Invalid || kind == fault.TooLarge, kind == fault.Denied && ofHost(r):
 		return 0, p.fail(ctx, pod, s, refusalReason(err), err.Error())
 	default:
 		return 0, fmt.Errorf("make group of pod %s/%s: %w", pod.Namespace, pod.Name, err)

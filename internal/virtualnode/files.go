@@ -47,6 +47,12 @@ func (t *translation) volume(v *corev1.Volume) (volume, error) {
 			out.EmptyDir.Limit = gigabytes(l.Value())
 		}
 		return out, nil
+	case v.HostPath != nil:
+		out.HostPath = &hostPath{Path: v.HostPath.Path}
+		if v.HostPath.Type != nil {
+			out.HostPath.Type = string(*v.HostPath.Type)
+		}
+		return out, nil
 	case v.ConfigMap != nil:
 		given(v.ConfigMap.DefaultMode)
 		err = set.configMap(pod.Namespace, &corev1.ConfigMapProjection{LocalObjectReference: v.ConfigMap.LocalObjectReference, Items: v.ConfigMap.Items, Optional: v.ConfigMap.Optional}, o)

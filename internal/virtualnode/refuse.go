@@ -7,11 +7,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// Permissions name what an administrator may allow on one virtual node although a shared platform does not give it.
-type Permissions struct {
-	UnconfinedSeccomp bool // run under the platform's profile instead of being refused
-}
-
 // refusal is a field of a pod that cannot be honoured.
 type refusal struct {
 	field, why string
@@ -26,11 +21,11 @@ func refusals(pod *corev1.Pod, f *facts, allow Permissions) []refusal {
 	refuse := func(field, why string, args ...any) { out = append(out, refusal{field, fmt.Sprintf(why, args...)}) }
 	s := &pod.Spec
 	for _, h := range []struct {
-		set   bool
-		field string
-	}{{s.HostNetwork, "hostNetwork"}, {s.HostPID, "hostPID"}, {s.HostIPC, "hostIPC"}} {
-		if h.set {
-			refuse("spec."+h.field, "the pod would share namespaces of a host that is not its own")
+		set, allowed bool
+		field, word  string
+	}{{s.HostNetwork, allow.HostNetwork, "hostNetwork", "host-network"}, {s.HostPID, allow.HostPID, "hostPID", "host-pid"}, {s.HostIPC, allow.HostIPC, "hostIPC", "host-ipc"}} {
+		if h.set && !h.allowed {
+			refuse("spec."+h.field, "%s", unless("the pod would share namespaces of a host that is not its own", h.word))
 		}
 	}
 	if s.HostUsers != nil && !*s.HostUsers {
@@ -50,7 +45,7 @@ func refusals(pod *corev1.Pod, f *facts, allow Permissions) []refusal {
 	if s.OS != nil && s.OS.Name != corev1.Linux {
 		refuse("spec.os.name", "the node runs Linux")
 	}
-	refuseVolumes(s, refuse)
+	refuseVolumes(s, allow, refuse)
 	refusePodSecurity(s.SecurityContext, allow, refuse)
 	for i := range s.Containers {
 		if s.Containers[i].RestartPolicy != nil {
@@ -62,19 +57,32 @@ func refusals(pod *corev1.Pod, f *facts, allow Permissions) []refusal {
 		containers []corev1.Container
 	}{{"initContainers", s.InitContainers}, {"containers", s.Containers}} {
 		for i := range list.containers {
-			refuseContainer(fmt.Sprintf("spec.%s[%d]", list.name, i), &list.containers[i], allow, refuse)
+			field := fmt.Sprintf("spec.%s[%d]", list.name, i)
+			if !s.HostNetwork { // there the ports are the host's anyhow
+				refuseHostPorts(field, &list.containers[i], refuse)
+			}
+			refuseContainer(field, &list.containers[i], allow, refuse)
 		}
 	}
 	return out
 }
 
-func refuseVolumes(s *corev1.PodSpec, refuse func(string, string, ...any)) {
+func refuseHostPorts(field string, c *corev1.Container, refuse func(string, string, ...any)) {
+	for i, p := range c.Ports {
+		if p.HostPort != 0 {
+			refuse(fmt.Sprintf("%s.ports[%d].hostPort", field, i), "a pod has an address of its own, and no ports of a host")
+		}
+	}
+}
+
+func refuseVolumes(s *corev1.PodSpec, allow Permissions, refuse func(string, string, ...any)) {
 	for i := range s.Volumes {
 		v := &s.Volumes[i]
 		field := fmt.Sprintf("spec.volumes[%d]", i)
 		switch {
+		case v.HostPath != nil && allow.HostPath:
 		case v.HostPath != nil:
-			refuse(field+".hostPath", "a tenant has no path of a host")
+			refuse(field+".hostPath", "%s", unless("a tenant has no path of a host", "host-path"))
 		case v.Projected != nil:
 			for j, p := range v.Projected.Sources {
 				if p.ClusterTrustBundle != nil || p.PodCertificate != nil {
@@ -110,7 +118,7 @@ func refuseSeccomp(field string, p *corev1.SeccompProfile, allow Permissions, re
 	case p == nil || p.Type == corev1.SeccompProfileTypeRuntimeDefault:
 	case p.Type == corev1.SeccompProfileTypeUnconfined && allow.UnconfinedSeccomp:
 	case p.Type == corev1.SeccompProfileTypeUnconfined:
-		refuse(field, "containers always run under the platform's profile; use RuntimeDefault")
+		refuse(field, "containers always run under the platform's profile; use RuntimeDefault, or --allow unconfined-seccomp of the node, which runs them under it all the same")
 	default:
 		refuse(field, "profiles that lie on a node are not available; use RuntimeDefault")
 	}
@@ -123,11 +131,6 @@ func refuseAppArmor(field string, p *corev1.AppArmorProfile, refuse func(string,
 }
 
 func refuseContainer(field string, c *corev1.Container, allow Permissions, refuse func(string, string, ...any)) {
-	for i, p := range c.Ports {
-		if p.HostPort != 0 {
-			refuse(fmt.Sprintf("%s.ports[%d].hostPort", field, i), "a pod has an address of its own, and no ports of a host")
-		}
-	}
 	for i := range c.Env {
 		if from := c.Env[i].ValueFrom; from != nil && from.FileKeyRef != nil {
 			refuse(fmt.Sprintf("%s.env[%d].valueFrom.fileKeyRef", field, i), "variables cannot be read from files of a volume")
@@ -152,8 +155,9 @@ func refuseContainer(field string, c *corev1.Container, allow Permissions, refus
 	if s == nil {
 		return
 	}
-	if s.Privileged != nil && *s.Privileged {
-		refuse(field+".securityContext.privileged", "a privileged container would own the host")
+	privileged := s.Privileged != nil && *s.Privileged
+	if privileged && !allow.Privileged {
+		refuse(field+".securityContext.privileged", "%s", unless("a privileged container would own the host", "privileged"))
 	}
 	if s.ProcMount != nil && *s.ProcMount != corev1.DefaultProcMount {
 		refuse(field+".securityContext.procMount", "only the default masks of /proc are available")
@@ -162,6 +166,7 @@ func refuseContainer(field string, c *corev1.Container, allow Permissions, refus
 		refuse(field+".securityContext.windowsOptions", "the node runs Linux")
 	}
 	refuseAppArmor(field+".securityContext.appArmorProfile", s.AppArmorProfile, refuse)
+	allow.UnconfinedSeccomp = allow.UnconfinedSeccomp || privileged // it has no profile
 	refuseSeccomp(field+".securityContext.seccompProfile", s.SeccompProfile, allow, refuse)
 }
 

@@ -84,6 +84,47 @@ var refused = map[string]func(s *corev1.PodSpec){
 	},
 }
 
+// permitted are the fields that a permission lets pass, with its word.
+var permitted = map[string]string{
+	"spec.hostNetwork": "host-network", "spec.hostPID": "host-pid", "spec.hostIPC": "host-ipc", "spec.volumes[1].hostPath": "host-path",
+	"spec.containers[0].securityContext.privileged": "privileged", "spec.initContainers[0].securityContext.privileged": "privileged",
+	"spec.containers[0].securityContext.seccompProfile": "unconfined-seccomp",
+}
+
+// TestPermissionsLetPass: each lets pass its own field and no other, and the refusal says which it is.
+func TestPermissionsLetPass(t *testing.T) {
+	for field, word := range permitted {
+		pod := shopPod(func(p *corev1.Pod) { refused[field](&p.Spec) })
+		if got := refusals(pod, testFacts(), Permissions{}); len(got) != 1 || !strings.Contains(got[0].why, "--allow "+word) {
+			t.Errorf("refusals without a permission = %v, want one that names --allow %s", got, word)
+		}
+		for _, one := range permissions {
+			allow, err := ParsePermissions([]string{one.word})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := refusals(pod, testFacts(), allow); len(got) == 0 != (one.word == word) {
+				t.Errorf("refusals of %s with --allow %s = %v", field, one.word, got)
+			}
+		}
+	}
+	if _, err := ParsePermissions([]string{"host-network", "all"}); err == nil || !strings.Contains(err.Error(), "host-pid") {
+		t.Errorf("ParsePermissions of an unknown word = %v", err)
+	}
+	all, err := ParsePermissions(strings.Split(PermissionWords(), ", "))
+	if err != nil || all != (Permissions{true, true, true, true, true, true}) {
+		t.Errorf("all permissions = %+v, %v", all, err)
+	}
+	pod := shopPod(func(p *corev1.Pod) { // as the API server completes it: host ports are the containers' ports
+		p.Spec.HostNetwork = true
+		p.Spec.Containers[0].Ports = []corev1.ContainerPort{{ContainerPort: 80, HostPort: 80}}
+		p.Spec.Containers[0].SecurityContext = &corev1.SecurityContext{Privileged: ptr(true), SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeUnconfined}}
+	})
+	if got := refusals(pod, testFacts(), Permissions{HostNetwork: true, Privileged: true}); len(got) != 0 {
+		t.Errorf("refusals = %v", got)
+	}
+}
+
 func TestRefusalsNameTheField(t *testing.T) {
 	for field, change := range refused {
 		got := refusals(shopPod(func(p *corev1.Pod) { change(&p.Spec) }), testFacts(), Permissions{})

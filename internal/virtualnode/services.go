@@ -51,6 +51,7 @@ type addressProperties struct {
 	Affinity      string            `json:"affinity,omitempty"`
 	Timeout       int32             `json:"affinityTimeoutSeconds,omitempty"`
 	HostEndpoints bool              `json:"hostEndpoints,omitempty"`
+	FromHosts     bool              `json:"fromHosts,omitempty"`
 }
 
 type addressPort struct {
@@ -230,7 +231,13 @@ func (f *serviceFeed) sync(ctx context.Context, key string) error {
 	if err != nil || known && before.body == string(body) {
 		return err
 	}
-	if _, err := f.n.platform.PutServiceAddress(ctx, f.n.cfg.ResourceGroup, resource, json.RawMessage(body)); err != nil {
+	_, err = f.n.platform.PutServiceAddress(ctx, f.n.cfg.ResourceGroup, resource, json.RawMessage(body))
+	if kind := fault.KindOf(err); want.Properties.FromHosts && (kind == fault.Invalid || kind == fault.Denied) {
+		// The node may give the host's network to pods, the platform does not: then nobody asks from there.
+		want.Properties.FromHosts = false
+		_, err = f.n.platform.PutServiceAddress(ctx, f.n.cfg.ResourceGroup, resource, want)
+	}
+	if err != nil {
 		return err
 	}
 	f.mu.Lock()
@@ -286,6 +293,10 @@ func (f *serviceFeed) addressOf(s *corev1.Service) *address {
 		return nil // there is such an index
 	}
 	p.Endpoints = endpointsOf(list, names)
+	if f.n.cfg.Allow.HostNetwork { // a pod in the host's network is one of the machine's own ports
+		own := func(e addressEndpoint) bool { return e.Address == f.n.cfg.Address }
+		p.HostEndpoints, p.FromHosts = p.HostEndpoints || slices.ContainsFunc(p.Endpoints, own), true
+	}
 	return a
 }
 

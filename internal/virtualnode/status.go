@@ -31,7 +31,9 @@ func statusOf(pod *corev1.Pod, g *client.Group, f *facts, now metav1.Time) *core
 	if view == nil {
 		return s
 	}
-	if view.Address != "" {
+	if pod.Spec.HostNetwork {
+		s.PodIP, s.PodIPs = s.HostIP, []corev1.PodIP{{IP: s.HostIP}}
+	} else if view.Address != "" {
 		s.PodIP, s.PodIPs = view.Address, []corev1.PodIP{{IP: view.Address}}
 	}
 	b := statusBuilder{pod: pod, group: g, now: now}

@@ -45,9 +45,13 @@ func translate(t translation) (*groupResource, error) {
 	spec := &pod.Spec
 	r := &groupResource{Tags: map[string]string{tagCluster: f.cluster, tagNode: f.nodeName, tagNamespace: pod.Namespace, tagPod: pod.Name, tagUID: string(pod.UID)}}
 	p := &r.Properties
-	p.RestartPolicy, p.OSType, p.Network = string(spec.RestartPolicy), "Linux", f.network
-	p.Labels, p.Address = labelsOf(pod), f.address
-	p.Hostname, p.DNS = hostnameOf(pod, f), dnsOf(pod, f)
+	p.RestartPolicy, p.OSType, p.Labels, p.DNS = string(spec.RestartPolicy), "Linux", labelsOf(pod), dnsOf(pod, f)
+	p.HostPID, p.HostIPC = spec.HostPID, spec.HostIPC
+	if spec.HostNetwork {
+		p.HostNetwork, p.HostAddress = true, hostAddress(f)
+	} else {
+		p.Network, p.Address, p.Hostname, p.HostsComment = f.network, f.address, hostnameOf(pod, f), managedHosts
+	}
 	p.SharePIDs = spec.ShareProcessNamespace != nil && *spec.ShareProcessNamespace
 	p.Grace = spec.TerminationGracePeriodSeconds
 	p.HostAliases = aliasesOf(pod, f)
@@ -210,6 +214,7 @@ func securityOf(pod *corev1.Pod, c *corev1.Container) *security {
 	if own.RunAsNonRoot != nil {
 		s.NonRoot = *own.RunAsNonRoot
 	}
+	s.Privileged = own.Privileged != nil && *own.Privileged
 	s.ReadOnlyRoot = own.ReadOnlyRootFilesystem != nil && *own.ReadOnlyRootFilesystem
 	if own.AllowPrivilegeEscalation != nil {
 		s.AllowEscalation = *own.AllowPrivilegeEscalation
@@ -332,7 +337,7 @@ func fullName(pod *corev1.Pod, f *facts) string {
 
 func aliasesOf(pod *corev1.Pod, f *facts) []hostAlias {
 	var out []hostAlias
-	if full := fullName(pod, f); full != "" {
+	if full := fullName(pod, f); full != "" && !pod.Spec.HostNetwork {
 		out = append(out, hostAlias{f.address, []string{full}})
 	}
 	for _, a := range pod.Spec.HostAliases {
@@ -347,7 +352,7 @@ func dnsOf(pod *corev1.Pod, f *facts) *dnsConfig {
 	base := dnsConfig{}
 	switch policy := pod.Spec.DNSPolicy; {
 	case policy == corev1.DNSNone:
-	case policy == corev1.DNSDefault || f.clusterDNS == "":
+	case policy == corev1.DNSDefault || f.clusterDNS == "" || policy == corev1.DNSClusterFirst && pod.Spec.HostNetwork:
 		base = f.resolver
 	default:
 		search := append([]string{pod.Namespace + ".svc." + f.domain, "svc." + f.domain, f.domain}, strings.Fields(f.resolver.Search)...)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -48,7 +49,7 @@ func (p *pods) update(ctx context.Context, pod *corev1.Pod, s *podState, group *
 		return 0, nil
 	}
 	f := p.n.facts()
-	f.address = placeholder(pod)
+	f.address = addressOf(pod, f)
 	r, err := translate(translation{pod, p.n.objects, p.n.tokens, f})
 	if err != nil {
 		// What runs goes on with what it has; a kubelet does the same.
@@ -83,12 +84,7 @@ func (p *pods) update(ctx context.Context, pod *corev1.Pod, s *podState, group *
 }
 
 func hasFiles(r *groupResource) bool {
-	for _, v := range r.Properties.Volumes {
-		if v.EmptyDir == nil {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(r.Properties.Volumes, func(v volume) bool { return v.hasFiles() })
 }
 
 func hasToken(pod *corev1.Pod) bool {
@@ -120,7 +116,7 @@ func liveBytes(r *groupResource) []byte {
 	}
 	var files []volume
 	for _, v := range r.Properties.Volumes {
-		if v.EmptyDir == nil {
+		if v.hasFiles() {
 			files = append(files, v)
 		}
 	}

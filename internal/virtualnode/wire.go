@@ -27,7 +27,12 @@ type properties struct {
 	FSGroup        *int64            `json:"fsGroup,omitempty"`
 	// Address stands for the group's address in environment variables, commands and arguments: it is known on the
 	// host only.
-	Address string `json:"addressPlaceholder,omitempty"`
+	Address      string `json:"addressPlaceholder,omitempty"`
+	HostNetwork  bool   `json:"hostNetwork,omitempty"`
+	HostAddress  string `json:"hostAddress,omitempty"`
+	HostPID      bool   `json:"hostPID,omitempty"`
+	HostIPC      bool   `json:"hostIPC,omitempty"`
+	HostsComment string `json:"hostsComment,omitempty"`
 }
 
 type hostAlias struct {
@@ -107,7 +112,16 @@ type volume struct {
 	Mode     *int32           `json:"mode,omitempty"`
 	Modes    map[string]int32 `json:"modes,omitempty"`
 	Owners   map[string]int64 `json:"owners,omitempty"`
+	HostPath *hostPath        `json:"hostPath,omitempty"`
 }
+
+type hostPath struct {
+	Path string `json:"path"`
+	Type string `json:"type,omitempty"`
+}
+
+// hasFiles says whether the volume is made of files that can change while the group runs.
+func (v *volume) hasFiles() bool { return v.Secret != nil || v.Config != nil }
 
 // fileBodies are files by their paths, in base64. There may be none.
 type fileBodies map[string]string
@@ -177,6 +191,7 @@ type security struct {
 	NonRoot         bool          `json:"runAsNonRoot,omitempty"`
 	ReadOnlyRoot    bool          `json:"readOnlyRootFilesystem,omitempty"`
 	AllowEscalation bool          `json:"allowPrivilegeEscalation"`
+	Privileged      bool          `json:"privileged,omitempty"`
 	Capabilities    *capabilities `json:"capabilities,omitempty"`
 	Groups          []int64       `json:"supplementalGroups,omitempty"`
 }

@@ -5,7 +5,7 @@
 // directory or a tmpfs of its own; secrets and config maps are files on one small tmpfs and never touch a disk.
 //
 // Tenants write into these directories: nothing here may follow a symbolic link of theirs, and a tenant never gets a
-// path of the host that the operator has not named as a share. Start reading at Prepare.
+// path of the host that the operator has not named as a share, or given away. Start reading at Prepare.
 package volume
 
 import (
@@ -33,19 +33,23 @@ const (
 // Config names what groups may use of the host.
 type Config struct {
 	Shares map[string]string // share name → directory, for azureFile volumes
+	Allow  group.Allowance   // which paths of the host, for hostPath volumes
 	Log    *slog.Logger
 }
 
 // Manager prepares volumes. It has no state: what exists is read from the directories.
 type Manager struct {
 	shares map[string]string
+	allow  group.Allowance
 	log    *slog.Logger
 }
 
 // Source is a prepared volume.
 type Source struct {
 	Path     string
+	SubPath  string // below Path, and not to be left by a link
 	ReadOnly bool
+	Host     bool   // of the host itself
 	Clone    *Clone // to be run, inside a sandbox with Path at CloneTarget, before any container starts; nil: nothing to do
 }
 
@@ -54,7 +58,7 @@ func New(cfg Config) *Manager {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Manager{shares: cfg.Shares, log: cfg.Log}
+	return &Manager{shares: cfg.Shares, allow: cfg.Allow, log: cfg.Log}
 }
 
 // ContainerConfigMap is the name under which Prepare gives the files of Container.ConfigMap. No volume can have it.
@@ -103,6 +107,8 @@ func (m *Manager) prepare(dir string, v *group.Volume, spec *group.Spec) (Source
 	case v.GitRepo != nil:
 		clone, err := prepareClone(dir, v)
 		return Source{Path: path, Clone: clone}, err
+	case v.HostPath != nil:
+		return m.hostPath(v.HostPath)
 	case v.AzureFile != nil:
 		src, err := m.share(v.Name, v.AzureFile)
 		if err == nil && src.Path == "" {
