@@ -16,6 +16,9 @@ const (
 	Principals     = Root + "principals/"     // client id → principal
 	SigningKeys    = Root + "signingkeys/"    // key id → token signing key
 	Tenant         = Root + "tenant"          // → tenant and subscriptions
+	JoinTokens     = Root + "jointokens/"     // id → what a new host may join with
+	Authority      = Root + "authority"       // → the certificate authority, of servers that share a store
+	Leaders        = "/spillway-leaders"      // election: lease → where the server is; outside Root, as no record of ours
 )
 
 // GroupKey is the key of a group.
@@ -46,6 +49,9 @@ func AddressIPKey(subscription, network, ip string) string {
 
 // HostKey is the key of what the platform wants of a host.
 func HostKey(name string) string { return Hosts + name }
+
+// JoinTokenKey is the key of a join token.
+func JoinTokenKey(id string) string { return JoinTokens + id }
 
 // PrincipalKey is the key of a principal.
 func PrincipalKey(clientID string) string { return Principals + strings.ToLower(clientID) }

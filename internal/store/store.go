@@ -16,6 +16,7 @@ var (
 	ErrNotFound  = errors.New("key does not exist")
 	ErrConflict  = errors.New("a key has changed meanwhile")
 	ErrCompacted = errors.New("the revision is no longer kept")
+	ErrFenced    = errors.New("another server leads")
 )
 
 // Entry is a key with its value.
