@@ -63,6 +63,7 @@ type Spec struct {
 	GraceSeconds     *int                 `json:"graceSeconds,omitempty"`     // SIGTERM → SIGKILL; default DefaultGraceSeconds
 	EphemeralStorage int64                `json:"ephemeralStorage,omitempty"` // bytes of writable layers, logs and disk emptyDirs; 0 = no limit
 	Network          string               `json:"network,omitempty"`          // of the subscription; "" = DefaultNetwork
+	Placement        *Placement           `json:"placement,omitempty"`        // nil: anywhere
 }
 
 // DefaultNetwork is the network of groups that name none.
@@ -123,6 +124,7 @@ type Container struct {
 	PullPolicy     PullPolicy        `json:"pullPolicy,omitempty"`
 	Target         string            `json:"target,omitempty"` // of an ephemeral container: the one whose processes it sees
 	MessageFromLog bool              `json:"messageFromLog,omitempty"`
+	GPUSKU         string            `json:"gpuSKU,omitempty"` // of Requests.GPUs; "" = any
 }
 
 // PullPolicy says when an image is asked for at its registry.
@@ -148,10 +150,13 @@ type Port struct {
 	Protocol string `json:"protocol"` // TCP or UDP
 }
 
-// Resources are amounts of a host. CPU is in thousandths of a core, memory in bytes.
+// Resources are amounts of a host. CPU is in thousandths of a core, memory and storage in bytes, GPUs are whole ones.
+// Storage belongs to a group, not to its containers.
 type Resources struct {
-	MilliCPU int64 `json:"milliCPU,omitempty"`
-	Memory   int64 `json:"memory,omitempty"`
+	MilliCPU         int64 `json:"milliCPU,omitempty"`
+	Memory           int64 `json:"memory,omitempty"`
+	EphemeralStorage int64 `json:"ephemeralStorage,omitempty"`
+	GPUs             int64 `json:"gpus,omitempty"`
 }
 
 // Mount puts a volume into a container.
