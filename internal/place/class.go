@@ -195,7 +195,7 @@ func (v *View) sweepIdle() {
 		delete(v.classes, c.key)
 	}
 	v.swept = v.asks
-	v.sweepClasses = len(v.classes) + idleClasses
+	v.sweepClasses = len(v.classes) + v.limits.idle
 }
 
 // fits says whether the hosts of a section may run the class's groups at all, as far as the section tells.

@@ -253,12 +253,16 @@ type pair struct {
 	o       *oracle
 	n       int
 	uids    []string
+	alike   bool
 }
 
 func (p *pair) both(f func(*View)) { f(p.v); f(p.twin) }
 
 func (p *pair) setHost(t *rapid.T) {
 	h := drawHost(t, fmt.Sprintf("h%03d", rapid.IntRange(0, 59).Draw(t, "host")))
+	if p.alike {
+		h.Capacity = group.Resources{MilliCPU: 4000, Memory: 4 * gb}
+	}
 	p.o.hosts[h.Name] = h
 	p.both(func(v *View) { v.SetHost(h) })
 }
@@ -373,12 +377,13 @@ func (p *pair) check(t *rapid.T) {
 }
 
 func TestViewAgreesWithOracle(t *testing.T) {
-	for _, fine := range []int{fineSections, 3} {
-		t.Run(fmt.Sprintf("%d sections", fine), func(t *testing.T) {
+	for name, l := range map[string]limits{"small fleet": {fineSections, smallFleet, idleClasses}, "large fleet": {fineSections, 0, 5}, "hosts all different": {3, 0, 5}} {
+		t.Run(name, func(t *testing.T) {
 			rapid.Check(t, func(t *rapid.T) {
 				policies := Policies{Default: Policy{CPUOvercommit: 1}, Pools: map[string]Policy{"b": {CPUOvercommit: 2, Pack: true}, "c": {MemoryOvercommit: 1.5, Pack: true}}}
 				p := &pair{v: NewView(policies), twin: NewView(policies), o: &oracle{policies, map[string]host.Host{}, map[string]*group.Group{}}}
-				p.v.mostFine, p.twin.mostFine = fine, fine
+				p.alike = rapid.Bool().Draw(t, "alike")
+				p.both(func(v *View) { v.limits, v.sweepClasses, v.sweepSections = l, l.idle, 4 })
 				for range rapid.SampledFrom([]int{0, 5, 80}).Draw(t, "hosts") {
 					p.setHost(t)
 				}

@@ -125,7 +125,7 @@ func (a *ask) few() bool {
 		a.pick(least, fewHosts)
 		return true
 	}
-	if a.v.fine < a.v.mostFine { // sections know all labels
+	if a.v.fine < a.v.limits.fine { // sections know all labels
 		return false
 	}
 	for i := range a.c.where.Require {

@@ -106,12 +106,8 @@ type Verdict struct {
 
 // Explain says of every host, by name, whether it would take a group and why not.
 func (v *View) Explain(g *group.Group) []Verdict {
-	c := v.classOf(g)
-	if i, again := v.byUID[g.UID]; again {
-		v.count(&v.records[i], -1)
-		defer v.count(&v.records[i], 1)
-	}
-	a := v.prepare(c, g)
+	a, restore := v.askFor(v.classOf(g), g)
+	defer restore()
 	out := make([]Verdict, 0, v.known)
 	for _, m := range v.ordered() {
 		why := a.why(m)
@@ -124,11 +120,24 @@ func (v *View) Explain(g *group.Group) []Verdict {
 func (a *ask) refusal() Refusal {
 	var counts [reasons]int
 	r := Refusal{Hosts: a.v.known}
+	sections := make([]Reason, len(a.v.sections)) // of all hosts of each, Fits until known
 	for m := range a.v.machines {
-		if !a.v.machines[m].known {
+		h := &a.v.machines[m]
+		if !h.known {
 			continue
 		}
-		why := a.why(int32(m))
+		why := Fits
+		if h.open && !a.v.sections[h.section].coarse && !a.c.allowed.has(int(h.section)) {
+			if sections[h.section] == Fits {
+				sections[h.section] = a.cannot(int32(m))
+			}
+			why = sections[h.section]
+		} else if h.open && !a.v.sections[h.section].coarse {
+			why = a.lacks(h)
+		}
+		if why == Fits {
+			why = a.why(int32(m))
+		}
 		counts[why]++
 		if r.Hosts == 1 {
 			r.single = a.v.machines[m].host.Name + ": " + a.sentence(int32(m), why)
@@ -149,6 +158,20 @@ func (a *ask) why(m int32) Reason {
 		return r
 	}
 	h := &a.v.machines[m]
+	if r := a.lacks(h); r != Fits {
+		return r
+	}
+	switch {
+	case h.host.DiskFull:
+		return DiskFull
+	case h.held != 0 && h.held != a.hold:
+		return Kept
+	}
+	return a.neighbours(m)
+}
+
+// lacks is what a host has not enough of.
+func (a *ask) lacks(h *machine) Reason {
 	switch {
 	case a.need.MilliCPU > h.free.MilliCPU:
 		return LacksCPU
@@ -158,12 +181,8 @@ func (a *ask) why(m int32) Reason {
 		return LacksStorage
 	case a.need.GPUs > h.free.GPUs:
 		return LacksGPUs
-	case h.host.DiskFull:
-		return DiskFull
-	case h.held != 0 && h.held != a.hold:
-		return Kept
 	}
-	return a.neighbours(m)
+	return Fits
 }
 
 // cannot is a reason that does not pass when groups go.

@@ -10,7 +10,7 @@ import (
 // How much is looked at where more would only be nicer.
 const (
 	smallFleet = 32 // open hosts up to which all are compared, and the order in which they came does not matter
-	window     = 8  // hosts with room that are compared in one cell
+	window     = 4  // hosts with room that are compared in one cell
 	tries      = 16 // hosts that are looked at in one cell before the next cell's turn
 	sample     = 32 // hosts with room whose preferences are weighed
 	pointed    = 16 // hosts that are looked at because a preference points at them
@@ -118,7 +118,7 @@ func (a *ask) find() int32 {
 	switch {
 	case a.few():
 		m = a.best()
-	case v.open <= smallFleet:
+	case v.open <= v.limits.small:
 		a.gather(c.plan, math.MaxInt, 0)
 		m = a.best()
 	default:

@@ -63,7 +63,7 @@ func (v *View) sectionOf(h *machine) int32 {
 	if id, ok := v.sectionIDs[string(key)]; ok {
 		return id
 	}
-	coarse := v.fine >= v.mostFine
+	coarse := v.fine >= v.limits.fine
 	if coarse {
 		key = key[:short]
 		if id, ok := v.sectionIDs[string(key)]; ok {

@@ -11,12 +11,12 @@ import (
 // one whose victims are younger, then smaller, then the first by name. It looks at every host that has Spot groups.
 func (a *ask) victims() (name string, uids []string) {
 	var best eviction
-	for m := range a.v.machines {
-		h := &a.v.machines[m]
-		if h.spot == 0 || !h.open || !a.c.allowed.has(int(h.section)) {
+	for _, spot := range a.v.spots.entries {
+		m := spot.id - 1
+		if h := &a.v.machines[m]; !h.open || !a.c.allowed.has(int(h.section)) {
 			continue
 		}
-		if e, ok := a.evict(int32(m)); ok && (best.groups == nil || e.compare(&best) < 0) {
+		if e, ok := a.evict(m); ok && (best.groups == nil || e.compare(&best) < 0) {
 			best = e
 		}
 	}

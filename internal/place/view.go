@@ -12,11 +12,13 @@ import (
 // change costs what has changed, not what there is. It is not safe for concurrent use.
 type View struct {
 	policies Policies
+	limits   limits
 	machines []machine
 	free     []int32 // machines that are no more
 	byName   map[string]int32
 	byLabel  map[string]*tally // hosts by label and value
 	byImage  map[string]*tally // hosts by image
+	spots    tally             // hosts by their Spot groups
 	known    int               // machines that have described themselves
 	open     int
 	cpu      int64 // of open machines, for weights
@@ -27,7 +29,6 @@ type View struct {
 	sectionIDs    map[string]int32
 	freeSections  []int32
 	fine          int
-	mostFine      int // fineSections
 	sweepSections int
 
 	zones       map[string]int32
@@ -61,6 +62,11 @@ type View struct {
 	ask   ask
 }
 
+// limits are the constants that tests make small.
+type limits struct {
+	fine, small, idle int
+}
+
 // machine is a host, or the name of one that has not described itself and has groups all the same.
 type machine struct {
 	free    group.Resources // under its pool's policy; below zero when the host has shrunk
@@ -70,15 +76,13 @@ type machine struct {
 	zone    int32
 	domain  int32
 	held    int32 // number of the waiting group that it is kept for, 0 for none
-	spot    int32 // its Spot groups
 	open    bool  // takes groups: it stands in the grid
 	known   bool
 	fresh   bool // among View.improved
 
-	most    group.Resources
-	used    group.Resources
+	most    group.Resources // capacity under the policy; what is not free of it is held by groups
 	records []int32
-	host    host.Host
+	host    *host.Host // cold: searches look only at what is above
 }
 
 // place is where a machine stands in a topology, 0 for nowhere.
@@ -105,18 +109,18 @@ type record struct {
 
 // NewView makes the view of a fleet without hosts.
 func NewView(policies Policies) *View {
-	return &View{policies: policies, byName: map[string]int32{}, byLabel: map[string]*tally{}, byImage: map[string]*tally{},
+	return &View{policies: policies, limits: limits{fineSections, smallFleet, idleClasses}, byName: map[string]int32{}, byLabel: map[string]*tally{}, byImage: map[string]*tally{},
 		sectionIDs: map[string]int32{}, zones: map[string]int32{"": 0}, zoneNames: []string{""},
 		domains: map[string]int32{"": 0}, domainNames: []string{""}, byUID: map[string]int32{}, tenants: map[string]*tenant{},
-		classes: map[string]*class{}, sweepSections: minSweep, mostFine: fineSections, sweepClasses: idleClasses, better: 1, changes: 1}
+		classes: map[string]*class{}, sweepSections: minSweep, sweepClasses: idleClasses, better: 1, changes: 1}
 }
 
 // SetHost adds a host, or takes over what has changed of it. h must not be changed afterwards.
 func (v *View) SetHost(h host.Host) {
 	m := v.machineOf(h.Name)
 	old := &v.machines[m]
-	if old.known && sameTraits(&old.host, &h) {
-		old.host = h
+	if old.known && sameTraits(old.host, &h) {
+		old.host = &h
 		return
 	}
 	v.unlist(m)
@@ -127,10 +131,11 @@ func (v *View) SetHost(h host.Host) {
 	if !old.known {
 		v.known++
 	}
-	old.known, old.host = true, h
+	used := old.most.Sub(old.free)
+	old.known, old.host = true, &h
 	old.zone, old.domain = v.number(h.Zone), v.domainOf(&h)
 	old.most = v.policies.of(h.Pool).capacity(h.Capacity)
-	old.free = old.most.Sub(old.used)
+	old.free = old.most.Sub(used)
 	if moves {
 		v.recount(m, 1)
 	}
@@ -146,8 +151,8 @@ func (v *View) RemoveHost(name string) {
 	v.unlist(m)
 	v.recount(m, -1)
 	h := &v.machines[m]
-	h.known, h.host, h.zone, h.domain = false, host.Host{Name: name}, 0, 0
-	h.most, h.free = group.Resources{}, group.Resources{}.Sub(h.used)
+	h.known, h.host, h.zone, h.domain = false, &host.Host{Name: name}, 0, 0
+	h.most, h.free = group.Resources{}, h.free.Sub(h.most)
 	v.recount(m, 1)
 	v.known--
 	v.forget(m)
@@ -176,7 +181,7 @@ func (v *View) machineOf(name string) int32 {
 	} else {
 		v.machines = append(v.machines, machine{})
 	}
-	v.machines[m].host.Name = name
+	v.machines[m].host = &host.Host{Name: name}
 	v.byName[name] = m
 	return m
 }
@@ -307,10 +312,9 @@ func (v *View) assign(g *group.Group, c *class, m int32, need group.Resources) {
 	c.records = append(c.records, i)
 	v.byUID[g.UID] = i
 	if c.spot {
-		h.spot++
+		v.spots.add(m+1, 1)
 	}
 	v.count(&v.records[i], 1)
-	h.used = h.used.Add(need)
 	h.free = h.free.Sub(need)
 	v.moved(m)
 }
@@ -324,11 +328,11 @@ func (v *View) Release(uid string) {
 	r := &v.records[i]
 	v.count(r, -1)
 	h, c, m := &v.machines[r.machine], r.class, r.machine
-	h.used, h.free = h.used.Sub(r.need), h.free.Add(r.need)
+	h.free = h.free.Add(r.need)
 	h.records = v.cut(h.records, r.onHost, func(r *record, at int32) { r.onHost = at })
 	c.records = v.cut(c.records, r.inClass, func(r *record, at int32) { r.inClass = at })
 	if c.spot {
-		h.spot--
+		v.spots.add(m+1, -1)
 	}
 	delete(v.byUID, uid)
 	*r = record{}
@@ -352,7 +356,7 @@ func (v *View) cut(list []int32, at int32, tell func(*record, int32)) []int32 {
 // Used is what groups hold of a host.
 func (v *View) Used(name string) group.Resources {
 	if m, ok := v.byName[name]; ok {
-		return v.machines[m].used
+		return v.machines[m].most.Sub(v.machines[m].free)
 	}
 	return group.Resources{}
 }
