@@ -166,6 +166,7 @@ func (d *decoder) own(o *object, s *group.Spec) {
 	if s.Network = o.network(o.since(vOwn, "network")); s.Network == group.DefaultNetwork {
 		s.Network = "" // named or not, it is the same network
 	}
+	s.Placement = d.placement(o.child(o.since(vOwn, "placement")))
 }
 
 // minPlaceholder keeps a placeholder from standing for what occurs by chance.

@@ -16,6 +16,7 @@ func (d *decoder) validate(r *Request) {
 	d.mounts(s)
 	d.portClashes(s)
 	d.totals(s)
+	d.gpus(s)
 	if s.Priority == "Spot" && s.IP != nil {
 		d.fault("SpotPriorityContainerGroupNotSupportedForInboundConnectivity", "properties.ipAddress", "Spot Priority is not supported for container groups with inbound connectivity.")
 	}

@@ -53,6 +53,7 @@ type OwnGroup struct {
 	GraceSeconds     *int              `json:"terminationGracePeriodSeconds,omitempty"`
 	EphemeralStorage float64           `json:"ephemeralStorageInGB,omitempty"`
 	Network          string            `json:"network"`
+	Placement        *wirePlacement    `json:"placement,omitempty"`
 }
 
 type wireHostAlias struct {
@@ -137,8 +138,9 @@ type wireResources struct {
 }
 
 type wireAmounts struct {
-	MemoryInGB float64 `json:"memoryInGB,omitempty"`
-	CPU        float64 `json:"cpu,omitempty"`
+	MemoryInGB float64  `json:"memoryInGB,omitempty"`
+	CPU        float64  `json:"cpu,omitempty"`
+	GPU        *wireGPU `json:"gpu,omitempty"` // Spillway
 }
 
 // wireLimits tells an absent limit, which is the request, from 0, which is none.

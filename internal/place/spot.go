@@ -38,82 +38,87 @@ func (e *eviction) compare(o *eviction) int {
 	return cmp.Or(len(e.groups)-len(o.groups), cmp.Compare(o.oldest, e.oldest), cmp.Compare(e.weight, o.weight), cmp.Compare(e.host, o.host))
 }
 
+// clearing is the making of room on one host: what would be free, who would leave.
+type clearing struct {
+	m     int32
+	free  group.Resources
+	spots []int32 // all Spot groups of the host, small ones first, of equals the older
+	out   []int32 // those that would leave
+}
+
 // evict finds the Spot groups of one host that have to leave: all of them are taken away, then as many as possible come
-// back, the small ones first, of equals the older; then each victim is exchanged for a smaller one that suffices.
+// back, the small ones first; then each victim is exchanged for a smaller one that suffices.
 func (a *ask) evict(m int32) (eviction, bool) {
 	v := a.v
 	h := &v.machines[m]
-	free := h.free
-	var spots []int32
+	c := clearing{m: m, free: h.free}
 	for _, r := range h.records {
 		if v.records[r].class.spot {
-			spots = append(spots, r)
-			free = free.Add(v.records[r].need)
+			c.spots = append(c.spots, r)
+			c.free = c.free.Add(v.records[r].need)
 		}
 	}
-	if !a.need.Within(free) {
+	if !a.need.Within(c.free) {
 		return eviction{}, false
 	}
-	slices.SortFunc(spots, func(x, y int32) int {
+	slices.SortFunc(c.spots, func(x, y int32) int {
 		p, q := &v.records[x], &v.records[y]
 		return cmp.Or(cmp.Compare(a.size(p), a.size(q)), cmp.Compare(p.created, q.created), cmp.Compare(p.uid, q.uid))
 	})
-	for _, r := range spots {
+	for _, r := range c.spots {
 		v.count(&v.records[r], -1)
 	}
-	out := slices.Clone(spots)
-	if a.afterwards(m, free) {
-		for _, r := range spots {
-			out = a.spare(m, &free, out, r)
+	if a.afterwards(m, c.free) {
+		c.out = slices.Clone(c.spots)
+		for _, r := range c.spots {
+			a.spare(&c, r)
 		}
-		for i := range out {
-			a.exchange(m, &free, out, i, spots)
+		for i := range c.out {
+			a.exchange(&c, i)
 		}
-	} else {
-		out = nil
 	}
-	for _, r := range spots {
-		if out == nil || slices.Contains(out, r) {
+	for _, r := range c.spots {
+		if c.out == nil || slices.Contains(c.out, r) {
 			v.count(&v.records[r], 1)
 		}
 	}
 	a.reset()
-	if out == nil {
+	if c.out == nil {
 		return eviction{}, false
 	}
-	e := eviction{host: h.host.Name, groups: out, oldest: v.records[out[0]].created}
-	for _, r := range out {
+	e := eviction{host: h.host.Name, groups: c.out, oldest: v.records[c.out[0]].created}
+	for _, r := range c.out {
 		e.oldest, e.weight = min(e.oldest, v.records[r].created), e.weight+a.size(&v.records[r])
 	}
 	return e, true
 }
 
 // spare keeps a group, when there is room for it beside the newcomer.
-func (a *ask) spare(m int32, free *group.Resources, out []int32, r int32) []int32 {
+func (a *ask) spare(c *clearing, r int32) {
 	kept := &a.v.records[r]
 	a.v.count(kept, 1)
-	less := free.Sub(kept.need)
-	if a.afterwards(m, less) {
-		*free = less
-		return slices.DeleteFunc(out, func(o int32) bool { return o == r })
+	less := c.free.Sub(kept.need)
+	if !a.afterwards(c.m, less) {
+		a.v.count(kept, -1)
+		return
 	}
-	a.v.count(kept, -1)
-	return out
+	c.free = less
+	c.out = slices.DeleteFunc(c.out, func(o int32) bool { return o == r })
 }
 
 // exchange puts the smallest kept group in the place of a victim, where that is enough.
-func (a *ask) exchange(m int32, free *group.Resources, out []int32, i int, spots []int32) {
+func (a *ask) exchange(c *clearing, i int) {
 	v := a.v
-	victim := &v.records[out[i]]
-	for _, r := range spots {
+	victim := &v.records[c.out[i]]
+	for _, r := range c.spots {
 		kept := &v.records[r]
-		if slices.Contains(out, r) || a.size(kept) >= a.size(victim) {
+		if slices.Contains(c.out, r) || a.size(kept) >= a.size(victim) {
 			continue
 		}
 		v.count(kept, -1)
 		v.count(victim, 1)
-		if next := free.Add(kept.need).Sub(victim.need); a.afterwards(m, next) {
-			*free, out[i] = next, r
+		if next := c.free.Add(kept.need).Sub(victim.need); a.afterwards(c.m, next) {
+			c.free, c.out[i] = next, r
 			return
 		}
 		v.count(victim, -1)
