@@ -52,12 +52,17 @@ func newFleet(hosts int, pack bool) *fleet {
 
 // turn ends the group that has run longest and starts it anew, as another would come in its stead.
 func (f *fleet) turn() bool {
+	return f.view.Take(f.leave()).Host != ""
+}
+
+// leave ends the group that has run longest.
+func (f *fleet) leave() *group.Group {
 	g := f.groups[f.next]
 	f.view.Release(g.UID)
 	if f.next++; f.next == len(f.groups) {
 		f.next = 0
 	}
-	return f.view.Take(g).Host != ""
+	return g
 }
 
 // mixed makes the n-th group: of mixed size, and of a kind by the mix.

@@ -47,7 +47,7 @@ func Names() []string { return []string{"start", "burst", "density", "place"} }
 
 // Run measures one benchmark.
 func Run(ctx context.Context, o Options) (*Report, error) {
-	run, ok := map[string]func(context.Context, Options) (*Report, error){"start": start, "burst": burst, "density": density}[o.Name]
+	run, ok := map[string]func(context.Context, Options) (*Report, error){"start": start, "burst": burst, "density": density, "place": placements}[o.Name]
 	if !ok {
 		return nil, fault.New(fault.Invalid, "", "There is no benchmark '%s'; there are %v.", o.Name, Names())
 	}

@@ -241,6 +241,7 @@ func (q *Queue) let(w *waiter) {
 	}
 	if h := &q.v.machines[w.kept]; h.held == w.number {
 		h.held = 0
+		q.v.changes++
 		if h.open {
 			q.v.improve(w.kept)
 		}

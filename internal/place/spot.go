@@ -83,7 +83,7 @@ func (a *ask) evict(m int32) (eviction, bool) {
 		}
 	}
 	a.reset()
-	if c.out == nil {
+	if len(c.out) == 0 {
 		return eviction{}, false
 	}
 	e := eviction{host: h.host.Name, groups: c.out, oldest: v.records[c.out[0]].created}
