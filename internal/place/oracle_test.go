@@ -291,6 +291,11 @@ func (p *pair) take(t *rapid.T) {
 		uid = rapid.SampledFrom(p.uids).Draw(t, "which")
 	}
 	g := drawGroup(t, uid)
+	if len(p.uids) > 0 && rapid.IntRange(0, 2).Draw(t, "replica") > 0 {
+		copied := *p.o.groups[p.uids[len(p.uids)-1-rapid.IntRange(0, min(len(p.uids)-1, 3)).Draw(t, "of")]]
+		copied.UID, copied.Host = uid, ""
+		g = &copied
+	}
 	var possible []string
 	for name, h := range p.o.hosts {
 		if p.o.feasible(g, h) {
@@ -377,7 +382,7 @@ func (p *pair) check(t *rapid.T) {
 }
 
 func TestViewAgreesWithOracle(t *testing.T) {
-	for name, l := range map[string]limits{"small fleet": {fineSections, smallFleet, idleClasses}, "large fleet": {fineSections, 0, 5}, "hosts all different": {3, 0, 5}} {
+	for name, l := range map[string]limits{"small fleet": {fineSections, smallFleet, idleClasses, tries}, "large fleet": {fineSections, 0, 5, 1}, "hosts all different": {3, 0, 5, 1}} {
 		t.Run(name, func(t *testing.T) {
 			rapid.Check(t, func(t *rapid.T) {
 				policies := Policies{Default: Policy{CPUOvercommit: 1}, Pools: map[string]Policy{"b": {CPUOvercommit: 2, Pack: true}, "c": {MemoryOvercommit: 1.5, Pack: true}}}

@@ -127,7 +127,7 @@ func (q *Queue) Retry(limit int) (placed []Placed, more bool) {
 		}
 		limit--
 		w.changes = q.v.changes
-		if m := q.v.findFor(w.class, w.group, w.number); m != nobody {
+		if m := q.v.findFor(w.class, w.group, w.number, false); m != nobody {
 			index := w.index
 			d := q.v.give(w.class, w.group, m)
 			placed = append(placed, Placed{w.group, d.Host})

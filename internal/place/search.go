@@ -34,6 +34,7 @@ type ask struct {
 	cpuWeight float64             // one over what a host has on average
 	memWeight float64
 
+	dry       bool  // leave no traces: a later search must go as if this one had not been
 	soft      bool  // preferences count as conditions
 	tries     int   // in one cell; 0: no limit
 	truncated bool  // the limit was met: not all was looked at
@@ -53,7 +54,7 @@ const (
 // prepare makes the view's ask ready for a group.
 func (v *View) prepare(c *class, g *group.Group) *ask {
 	a := &v.ask
-	a.v, a.c, a.need, a.hold = v, c, g.Spec.Total(), 0
+	a.v, a.c, a.need, a.hold, a.dry = v, c, g.Spec.Total(), 0, false
 	a.images = a.images[:0]
 	if len(v.byImage) > 0 {
 		for i := range g.Spec.Containers {
@@ -124,7 +125,7 @@ func (a *ask) find() int32 {
 	default:
 		if a.prefers() {
 			a.setSoft(true)
-			m = a.run(c.ideal, tries)
+			m = a.run(c.ideal, v.limits.tries)
 			a.setSoft(false)
 			if m == nobody {
 				m = a.weigh()
@@ -132,7 +133,7 @@ func (a *ask) find() int32 {
 		}
 		if m == nobody {
 			a.truncated = false
-			m = a.run(c.plan, tries)
+			m = a.run(c.plan, v.limits.tries)
 		}
 		if m == nobody && a.truncated {
 			m = a.run(c.plan, 0)
@@ -326,7 +327,7 @@ func (a *ask) scan(s *section, b *bucket, l scanning) int32 {
 			l.best = m
 		}
 	}
-	if short == n { // all was looked at, and nothing was large enough: say so to the next search
+	if short == n && !a.dry { // all was looked at, and nothing was large enough: say so to the next search
 		b.bound = a.v.machines[b.machines[0]].free
 		for _, m := range b.machines[1:] {
 			b.bound = b.bound.Max(a.v.machines[m].free)

@@ -10,8 +10,7 @@ import (
 // group holds room already, it counts where it is until it has another place, but not as its own neighbour.
 func (v *View) Take(g *group.Group) Decision {
 	c := v.classOf(g)
-	m := v.findFor(c, g, 0)
-	if m != nobody {
+	if m := v.findFor(c, g, 0, false); m != nobody {
 		return v.give(c, g, m)
 	}
 	return v.refuse(c, g)
@@ -20,22 +19,23 @@ func (v *View) Take(g *group.Group) Decision {
 // Place says what Take would do, and changes nothing.
 func (v *View) Place(g *group.Group) Decision {
 	c := v.classOf(g)
-	if m := v.findFor(c, g, 0); m != nobody {
+	if m := v.findFor(c, g, 0, true); m != nobody {
 		return Decision{Host: v.machines[m].host.Name}
 	}
 	return v.refuse(c, g)
 }
 
-// findFor finds a host for a group; hold is its number when it waits.
-func (v *View) findFor(c *class, g *group.Group, hold int32) int32 {
+// findFor finds a host for a group; hold is its number when it waits, dry leaves no traces.
+func (v *View) findFor(c *class, g *group.Group, hold int32, dry bool) int32 {
 	i, again := v.byUID[g.UID]
 	if !again {
 		a := v.prepare(c, g)
-		a.hold = hold
+		a.hold, a.dry = hold, dry
 		return a.find()
 	}
 	v.count(&v.records[i], -1)
 	a := v.prepare(c, g)
+	a.dry = dry
 	c.failed.at = 0 // what was refused before counted this group as its own neighbour
 	m := a.find()
 	c.failed.at = 0

@@ -64,7 +64,7 @@ type View struct {
 
 // limits are the constants that tests make small.
 type limits struct {
-	fine, small, idle int
+	fine, small, idle, tries int
 }
 
 // machine is a host, or the name of one that has not described itself and has groups all the same.
@@ -109,7 +109,7 @@ type record struct {
 
 // NewView makes the view of a fleet without hosts.
 func NewView(policies Policies) *View {
-	return &View{policies: policies, limits: limits{fineSections, smallFleet, idleClasses}, byName: map[string]int32{}, byLabel: map[string]*tally{}, byImage: map[string]*tally{},
+	return &View{policies: policies, limits: limits{fineSections, smallFleet, idleClasses, tries}, byName: map[string]int32{}, byLabel: map[string]*tally{}, byImage: map[string]*tally{},
 		sectionIDs: map[string]int32{}, zones: map[string]int32{"": 0}, zoneNames: []string{""},
 		domains: map[string]int32{"": 0}, domainNames: []string{""}, byUID: map[string]int32{}, tenants: map[string]*tenant{},
 		classes: map[string]*class{}, sweepSections: minSweep, sweepClasses: idleClasses, better: 1, changes: 1}
