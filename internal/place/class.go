@@ -29,14 +29,12 @@ func topologyOf(t group.Topology) int {
 // class is the groups that are alike in everything but size and images: replicas of one specification. What the rules
 // say about sections is worked out once for all of them.
 type class struct {
-	key       string
-	tenant    *tenant
-	labels    map[string]string
-	zones     []string
-	isolation group.Isolation
-	gpuSKU    string
-	where     *group.Placement
-	spot      bool
+	*rule
+	key    string
+	tenant *tenant
+	labels map[string]string
+	where  *group.Placement
+	spot   bool
 
 	own     [topologies][]term // affinity, anti-affinity and spread of its groups
 	matches []*selector        // that find its groups
@@ -45,13 +43,26 @@ type class struct {
 	serial  int64
 	used    int64 // when last asked for, by View.asks
 
+	failed failure
+	worst  [topologies][]lowest // per spread term
+}
+
+// rule is what classes ask of hosts, whatever their labels are and their groups say of others: many classes have one.
+type rule struct {
+	rulers    int // classes
+	ruleKey   string
+	zones     []string
+	isolation group.Isolation
+	gpuSKU    string
+	pools     []string
+	require   []group.Expression
+	prefer    []group.Preference
+
 	layout   int64 // of the sections that plan and ideal know
 	plan     []stage
 	ideal    []stage // sections that every preference is content with
 	allowed  bitset
 	standing standing
-	failed   failure
-	worst    [topologies][]lowest // per spread term
 }
 
 // stage is sections that are tried together.
@@ -118,7 +129,7 @@ func (v *View) classKey(g *group.Group) []byte {
 	return key
 }
 
-func appendPlacement(key []byte, p *group.Placement) []byte {
+func appendHosts(key []byte, p *group.Placement) []byte {
 	for _, pool := range p.Pools {
 		key = appendText(key, pool)
 	}
@@ -127,6 +138,11 @@ func appendPlacement(key []byte, p *group.Placement) []byte {
 		key = strconv.AppendInt(key, int64(p.Prefer[i].Weight), 10)
 		key = appendConditions(key, p.Prefer[i].Match)
 	}
+	return key
+}
+
+func appendPlacement(key []byte, p *group.Placement) []byte {
+	key = appendHosts(key, p)
 	for _, list := range [][]group.Affinity{p.Affinity, p.AntiAffinity} {
 		key = append(key, '|')
 		for i := range list {
@@ -168,18 +184,38 @@ func (v *View) classOf(g *group.Group) *class {
 	}
 	v.serial++
 	s := &g.Spec
-	c := &class{key: string(key), labels: s.Labels, zones: g.Zones, isolation: s.Isolation, gpuSKU: s.GPUSKU(),
-		where: s.Where(), spot: s.Priority == group.PrioritySpot, serial: v.serial, used: v.asks}
-	if c.isolation == "" {
-		c.isolation = group.IsolationShared
-	}
+	c := &class{key: string(key), labels: s.Labels, where: s.Where(), spot: s.Priority == group.PrioritySpot, serial: v.serial, used: v.asks}
+	c.rule = v.ruleOf(g)
+	c.rulers++
 	c.tenant = v.tenantOf(g.Ref.Subscription)
 	c.tenant.join(v, c)
 	v.classes[c.key] = c
 	return c
 }
 
-// idleClasses is how many classes without groups are remembered at least; more are forgotten, the longest unused first.
+// ruleOf finds what a group asks of hosts, or makes it.
+func (v *View) ruleOf(g *group.Group) *rule {
+	s, p := &g.Spec, g.Spec.Where()
+	isolation := s.Isolation
+	if isolation == "" {
+		isolation = group.IsolationShared
+	}
+	key := append(appendText(v.key[:0], string(isolation)), '|')
+	for _, z := range g.Zones {
+		key = appendText(key, z)
+	}
+	key = appendHosts(append(appendText(append(key, '|'), s.GPUSKU()), '|'), p)
+	v.key = key
+	r := v.rules[string(key)]
+	if r == nil {
+		r = &rule{ruleKey: string(key), zones: g.Zones, isolation: isolation, gpuSKU: s.GPUSKU(), pools: p.Pools, require: p.Require, prefer: p.Prefer}
+		v.rules[r.ruleKey] = r
+	}
+	return r
+}
+
+// idleClasses is how many classes without groups are remembered at least, or half as many as there are; those that were
+// not asked for since the last time are forgotten.
 const idleClasses = 4096
 
 func (v *View) sweepIdle() {
@@ -193,38 +229,40 @@ func (v *View) sweepIdle() {
 	for _, c := range idle {
 		c.tenant.leave(v, c)
 		delete(v.classes, c.key)
+		if c.rulers--; c.rulers == 0 {
+			delete(v.rules, c.ruleKey)
+		}
 	}
 	v.swept = v.asks
-	v.sweepClasses = len(v.classes) + v.limits.idle
+	v.sweepClasses = len(v.classes) + max(v.limits.idle, len(v.classes)/2) // the walk is paid by the classes that came
 }
 
-// fits says whether the hosts of a section may run the class's groups at all, as far as the section tells.
-func (c *class) fits(v *View, s *section) bool {
-	p := c.where
+// fits says whether the hosts of a section may run such groups at all, as far as the section tells.
+func (r *rule) fits(v *View, s *section) bool {
 	switch {
-	case len(p.Pools) > 0 && !slices.Contains(p.Pools, s.pool),
-		!slices.Contains(s.isolation, c.isolation),
-		len(c.zones) > 0 && s.zone != 0 && !slices.Contains(c.zones, v.zoneNames[s.zone]),
-		c.gpuSKU != "" && s.gpuSKU != c.gpuSKU:
+	case len(r.pools) > 0 && !slices.Contains(r.pools, s.pool),
+		!slices.Contains(s.isolation, r.isolation),
+		len(r.zones) > 0 && s.zone != 0 && !slices.Contains(r.zones, v.zoneNames[s.zone]),
+		r.gpuSKU != "" && s.gpuSKU != r.gpuSKU:
 		return false
 	}
-	return s.coarse || group.Match(p.Require, s.labels)
+	return s.coarse || group.Match(r.require, s.labels)
 }
 
 // refresh works out the plan anew after sections have come.
-func (c *class) refresh(v *View) {
-	if c.layout == v.layout {
+func (r *rule) refresh(v *View) {
+	if r.layout == v.layout {
 		return
 	}
-	c.layout = v.layout
+	r.layout = v.layout
 	// Hosts without GPUs go first: the others are for those who need them.
 	var all, best [4]bitset
-	c.allowed = nil
+	r.allowed = nil
 	for id, s := range v.sections {
-		if !c.fits(v, s) {
+		if !r.fits(v, s) {
 			continue
 		}
-		c.allowed.set(id)
+		r.allowed.set(id)
 		at := 0
 		if s.gpuSKU != "" || s.gpus > 0 {
 			at = 2
@@ -233,15 +271,15 @@ func (c *class) refresh(v *View) {
 			at++
 		}
 		all[at].set(id)
-		if s.coarse || c.content(s.labels) {
+		if s.coarse || r.content(s.labels) {
 			best[at].set(id)
 		}
 	}
-	c.plan, c.ideal = stages(all), nil
-	if len(c.where.Prefer) > 0 {
-		c.ideal = stages(best)
+	r.plan, r.ideal = stages(all), nil
+	if len(r.prefer) > 0 {
+		r.ideal = stages(best)
 	} else {
-		c.ideal = c.plan
+		r.ideal = r.plan
 	}
 }
 
@@ -256,9 +294,9 @@ func stages(sets [4]bitset) []stage {
 }
 
 // content says whether labels of a host meet every preference.
-func (c *class) content(labels map[string]string) bool {
-	for i := range c.where.Prefer {
-		if !group.Match(c.where.Prefer[i].Match, labels) {
+func (r *rule) content(labels map[string]string) bool {
+	for i := range r.prefer {
+		if !group.Match(r.prefer[i].Match, labels) {
 			return false
 		}
 	}

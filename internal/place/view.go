@@ -42,6 +42,7 @@ type View struct {
 
 	tenants      map[string]*tenant
 	classes      map[string]*class
+	rules        map[string]*rule
 	sweepClasses int
 	swept        int64
 
@@ -112,7 +113,7 @@ func NewView(policies Policies) *View {
 	return &View{policies: policies, limits: limits{fineSections, smallFleet, idleClasses, tries}, byName: map[string]int32{}, byLabel: map[string]*tally{}, byImage: map[string]*tally{},
 		sectionIDs: map[string]int32{}, zones: map[string]int32{"": 0}, zoneNames: []string{""},
 		domains: map[string]int32{"": 0}, domainNames: []string{""}, byUID: map[string]int32{}, tenants: map[string]*tenant{},
-		classes: map[string]*class{}, sweepSections: minSweep, sweepClasses: idleClasses, better: 1, changes: 1}
+		classes: map[string]*class{}, rules: map[string]*rule{}, sweepSections: minSweep, sweepClasses: idleClasses, better: 1, changes: 1}
 }
 
 // SetHost adds a host, or takes over what has changed of it. h must not be changed afterwards.
