@@ -35,6 +35,11 @@ func (a *Agent) measureHost() host.Host {
 		total := int64(info.Totalram) * int64(info.Unit)
 		h.Capacity = group.Resources{MilliCPU: int64(goruntime.NumCPU()) * 1000, Memory: total - reserve(total)}
 	}
+	var fs unix.Statfs_t
+	if unix.Statfs(a.cfg.DataDir, &fs) == nil {
+		total := int64(fs.Blocks) * fs.Bsize
+		h.Capacity.EphemeralStorage = total - min(total/fullPart, fullBytes)
+	}
 	var uts unix.Utsname
 	if unix.Uname(&uts) == nil {
 		h.Kernel = unix.ByteSliceToString(uts.Release[:])

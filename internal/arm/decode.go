@@ -167,6 +167,7 @@ func (d *decoder) own(o *object, s *group.Spec) {
 		s.Network = "" // named or not, it is the same network
 	}
 	d.hostAccess(o, s)
+	s.Placement = d.placement(o.child(o.since(vOwn, "placement")))
 }
 
 // minPlaceholder keeps a placeholder from standing for what occurs by chance.

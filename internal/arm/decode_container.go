@@ -46,7 +46,7 @@ func (d *decoder) container(o *object, init bool) group.Container {
 		d.sidecar(p, &c)
 	} else {
 		c.Ports = d.ports(p)
-		c.Requests, c.Limits = d.resources(p, !d.version.Superset)
+		d.resources(p, !d.version.Superset).into(&c)
 		c.Liveness = d.probe(p.child("livenessProbe"), true)
 		c.Readiness = d.probe(p.child("readinessProbe"), false)
 		c.ConfigMap = d.containerConfigMap(p.child(p.since(v2025, "configMap")))
@@ -74,7 +74,7 @@ func (d *decoder) sidecar(p *object, c *group.Container) {
 		case "ports":
 			c.Ports = d.ports(p)
 		case "resources":
-			c.Requests, c.Limits = d.resources(p, false)
+			d.resources(p, false).into(c)
 		case "livenessProbe":
 			c.Liveness = d.probe(p.child(name), true)
 		case "readinessProbe":
@@ -175,13 +175,24 @@ func (d *decoder) env(o *object, container string) group.EnvVar {
 	return e
 }
 
-func (d *decoder) resources(p *object, required bool) (requests, limits group.Resources) {
+// resources is what a container asks for.
+type resources struct {
+	requests, limits group.Resources
+	gpuSKU           string
+}
+
+func (r resources) into(c *group.Container) {
+	c.Requests, c.Limits, c.GPUSKU = r.requests, r.limits, r.gpuSKU
+}
+
+func (d *decoder) resources(p *object, required bool) resources {
+	var out resources
 	r := p.child("resources")
 	if r == nil {
 		if required {
 			d.fault("", p.at("resources"), "The field '%s' is required: requests with cpu and memoryInGB.", p.at("resources"))
 		}
-		return requests, limits
+		return out
 	}
 	req := r.child("requests")
 	if req == nil {
@@ -189,19 +200,22 @@ func (d *decoder) resources(p *object, required bool) (requests, limits group.Re
 			d.fault("", r.at("requests"), "The field '%s' is required: cpu and memoryInGB.", r.at("requests"))
 		}
 	} else {
-		requests = d.amounts(req, !d.version.Superset)
+		if d.version.Superset {
+			out.requests.GPUs, out.gpuSKU = d.gpu(req.child("gpu"))
+		}
+		out.requests = out.requests.Add(d.amounts(req, !d.version.Superset))
 	}
 	if lim := r.child("limits"); lim != nil {
-		limits = d.amounts(lim, false)
-		if _, given := lim.m["cpu"]; given && limits.MilliCPU == 0 {
-			limits.MilliCPU = group.Unlimited
+		out.limits = d.amounts(lim, false)
+		if _, given := lim.m["cpu"]; given && out.limits.MilliCPU == 0 {
+			out.limits.MilliCPU = group.Unlimited
 		}
-		if _, given := lim.m["memoryInGB"]; given && limits.Memory == 0 {
-			limits.Memory = group.Unlimited
+		if _, given := lim.m["memoryInGB"]; given && out.limits.Memory == 0 {
+			out.limits.Memory = group.Unlimited
 		}
 	}
 	r.done()
-	return requests, limits
+	return out
 }
 
 // amounts reads {cpu, memoryInGB}.
@@ -228,7 +242,9 @@ func (d *decoder) amounts(o *object, required bool) group.Resources {
 			d.fault("InvalidResourceRequest", o.at("memoryInGB"), "The field '%s' must be from %g to %g GB, got %g.", o.at("memoryInGB"), float64(group.MinMemory)/gigabyte, float64(group.MaxMemory)/gigabyte, memory)
 		}
 	}
-	o.refuse("gpu", "", "no host of this platform has a GPU")
+	if !o.asked["gpu"] { // requests of the superset have it
+		o.refuse("gpu", "", "only requests of api-version "+Superset+" ask for GPUs")
+	}
 	o.done()
 	return r
 }

@@ -120,8 +120,14 @@ func (d *decoder) patchContainers(o *object, field string, p *Patch, of func(*gr
 				edits = append(edits, func(c *group.Container) { c.Image = image })
 			}
 			if props.m["resources"] != nil {
-				requests, limits := d.resources(props, false)
-				edits = append(edits, func(c *group.Container) { c.Requests, c.Limits = requests, limits })
+				r := d.resources(props, false)
+				if r.requests.GPUs > 0 {
+					d.fault("", props.at("resources.requests.gpu"), "The field '%s' cannot change while the group runs.", props.at("resources.requests.gpu"))
+				}
+				edits = append(edits, func(c *group.Container) {
+					r.requests.GPUs = c.Requests.GPUs
+					c.Requests, c.Limits = r.requests, r.limits
+				})
 			}
 			props.done()
 		}

@@ -38,7 +38,10 @@ func (e encoder) container(c *group.Container, init bool) wireContainer {
 		p.Ports = &list
 	}
 	if !init || (c.Requests != (group.Resources{}) || c.Limits != (group.Resources{})) && e.version.Superset {
-		p.Resources = resources(c)
+		p.Resources = resourcesOf(c)
+		if c.Requests.GPUs > 0 && e.version.Superset {
+			p.Resources.Requests.GPU = &wireGPU{c.Requests.GPUs, c.GPUSKU}
+		}
 	}
 	if c.ConfigMap != nil && e.version.has(v2025) {
 		p.ConfigMap = &wireConfigMap{Pairs: c.ConfigMap}
@@ -66,7 +69,7 @@ func (e encoder) ownContainer(c *group.Container) *OwnContainer {
 	return own
 }
 
-func resources(c *group.Container) *wireResources {
+func resourcesOf(c *group.Container) *wireResources {
 	r := &wireResources{Requests: amounts(c.Requests)}
 	if c.Limits != (group.Resources{}) {
 		r.Limits = limits(c.Limits)

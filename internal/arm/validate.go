@@ -17,6 +17,7 @@ func (d *decoder) validate(r *Request) {
 	d.portClashes(s)
 	d.totals(s)
 	d.host(s)
+	d.gpus(s)
 	if s.Priority == "Spot" && s.IP != nil {
 		d.fault("SpotPriorityContainerGroupNotSupportedForInboundConnectivity", "properties.ipAddress", "Spot Priority is not supported for container groups with inbound connectivity.")
 	}

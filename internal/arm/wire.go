@@ -58,6 +58,7 @@ type OwnGroup struct {
 	HostPID          bool              `json:"hostPID,omitempty"`
 	HostIPC          bool              `json:"hostIPC,omitempty"`
 	HostsComment     string            `json:"hostsComment,omitempty"`
+	Placement        *wirePlacement    `json:"placement,omitempty"`
 }
 
 type wireHostAlias struct {
@@ -142,8 +143,9 @@ type wireResources struct {
 }
 
 type wireAmounts struct {
-	MemoryInGB float64 `json:"memoryInGB,omitempty"`
-	CPU        float64 `json:"cpu,omitempty"`
+	MemoryInGB float64  `json:"memoryInGB,omitempty"`
+	CPU        float64  `json:"cpu,omitempty"`
+	GPU        *wireGPU `json:"gpu,omitempty"` // Spillway
 }
 
 // wireLimits tells an absent limit, which is the request, from 0, which is none.

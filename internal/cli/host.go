@@ -52,6 +52,10 @@ func hostsView(list []host.Host, data any) view {
 
 func hostState(h host.Host) string {
 	switch {
+	case h.State == host.Lost:
+		return "lost"
+	case h.State != host.Ready:
+		return "not ready"
 	case h.Cordoned:
 		return "cordoned"
 	case h.DiskFull:

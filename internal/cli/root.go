@@ -71,7 +71,7 @@ func (a *app) commands() []*cobra.Command {
 		return list
 	}
 	return slices.Concat(
-		chapter(chapterGroups, a.runCommand(), a.applyCommand(), a.psCommand(), a.showCommand(), a.logsCommand(), a.execCommand(),
+		chapter(chapterGroups, a.runCommand(), a.applyCommand(), a.placeCommand(), a.psCommand(), a.showCommand(), a.logsCommand(), a.execCommand(),
 			a.attachCommand(), a.eventsCommand(), a.topCommand(), a.waitCommand(), a.stopCommand(), a.startCommand(),
 			a.restartCommand(), a.rmCommand(), a.exportCommand(), a.addressCommand()),
 		chapter(chapterMachines, a.imageCommand(), a.hostCommand(), a.usageCommand()),

@@ -70,6 +70,25 @@ func (c *Client) PutGroup(ctx context.Context, rg, name string, body any) (*Grou
 	return &g, c.Do(ctx, Call{Method: http.MethodPut, Path: c.GroupPath(rg, name), Body: body}, &g)
 }
 
+// Explanation says where a group would go, and what every host says to it.
+type Explanation struct {
+	Host    string   `json:"host,omitempty"`
+	Reason  string   `json:"reason,omitempty"`
+	Victims []string `json:"victims,omitempty"` // Spot groups that would have to leave Victim
+	Victim  string   `json:"victimHost,omitempty"`
+	Hosts   []struct {
+		Host   string `json:"host"`
+		Fits   bool   `json:"fits"`
+		Reason string `json:"reason"`
+	} `json:"hosts"`
+}
+
+// ExplainPlacement says where the group of a body, as PutGroup takes it, would go now. Nothing is created.
+func (c *Client) ExplainPlacement(ctx context.Context, rg, name string, body any) (*Explanation, error) {
+	var x Explanation
+	return &x, c.Do(ctx, Call{Method: http.MethodPost, Path: c.GroupPath(rg, name) + "/explainPlacement", Body: body}, &x)
+}
+
 // GetGroup reads a group.
 func (c *Client) GetGroup(ctx context.Context, rg, name string) (*Group, error) {
 	var g Group

@@ -28,6 +28,10 @@ import (
 // the kernel shares cores fairly by request.
 const DefaultCPUOvercommit = 10
 
+// DefaultStorageOvercommit is how many bytes that groups may write one byte of disk carries. What a group may write is
+// a limit that few come near; a disk that gets full takes no new groups whatever was promised.
+const DefaultStorageOvercommit = 10
+
 // DefaultServices is the range of allocated service addresses: of the addresses that providers use between themselves,
 // which no machine's own networks should.
 var DefaultServices = netip.MustParsePrefix("100.64.0.0/16")
@@ -36,7 +40,8 @@ var DefaultServices = netip.MustParsePrefix("100.64.0.0/16")
 type Config struct {
 	Store    store.Store
 	Location string       // name of the region that this platform is
-	Policy   place.Policy // zero: DefaultCPUOvercommit, memory as it is
+	Policy   place.Policy // of every pool without one of its own; zero: DefaultCPUOvercommit, DefaultStorageOvercommit, memory as it is
+	Pools    map[string]place.Policy
 	// Services is the range that service addresses get their address from when they ask for none; zero:
 	// DefaultServices. Reserved are the groups' own ranges, where no service address may be.
 	Services netip.Prefix
@@ -76,10 +81,13 @@ func New(ctx context.Context, cfg Config) (*Controller, error) {
 	if cfg.Policy.CPUOvercommit == 0 {
 		cfg.Policy.CPUOvercommit = DefaultCPUOvercommit
 	}
+	if cfg.Policy.StorageOvercommit == 0 {
+		cfg.Policy.StorageOvercommit = DefaultStorageOvercommit
+	}
 	if !cfg.Services.IsValid() {
 		cfg.Services = DefaultServices
 	}
-	c := &Controller{cfg: cfg, idx: newIndex(), links: map[string]host.Link{}, dirty: newQueue(), gone: newQueue(), moved: newQueue()}
+	c := &Controller{cfg: cfg, idx: newIndex(place.Policies{Default: cfg.Policy, Pools: cfg.Pools}), links: map[string]host.Link{}, dirty: newQueue(), gone: newQueue(), moved: newQueue()}
 	if err := c.load(ctx); err != nil {
 		return nil, fmt.Errorf("load groups: %w", err)
 	}

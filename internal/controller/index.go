@@ -7,6 +7,7 @@ import (
 
 	"spillway.dev/spillway/internal/arm"
 	"spillway.dev/spillway/internal/group"
+	"spillway.dev/spillway/internal/place"
 	"spillway.dev/spillway/internal/store"
 )
 
@@ -15,13 +16,6 @@ type entry struct {
 	group    *group.Group
 	status   *group.Status // nil: no report yet
 	revision int64         // of the stored record
-	held     group.Resources
-}
-
-// reservation is room on a host for a group whose record is being written.
-type reservation struct {
-	host   string
-	amount group.Resources
 }
 
 // ResourceGroup is a stored resource group.
@@ -47,8 +41,8 @@ type index struct {
 	byRG      map[string]map[string]*entry // by subscription/resource group, then arm.Key
 	rgs       map[string]*ResourceGroup    // by subscription/name
 	cordoned  map[string]bool              // by host
-	used      map[string]group.Resources   // by host
-	pending   map[string]reservation       // by uid: for commits that are under way
+	fleet     *place.View                  // what the hosts have, and what of it groups hold
+	reserved  map[string]chan struct{}     // by uid: a write is under way, and the fleet holds what it will need; closed at its end
 	addresses *addressIndex
 	// buried holds the revision of own deletions, by store key, until the store's watch has told of them: older
 	// records of the same key that it still has to tell must not come to life again.
@@ -56,11 +50,11 @@ type index struct {
 	followed int64 // revision up to which the store's watch has told everything
 }
 
-func newIndex() index {
+func newIndex(policies place.Policies) index {
 	return index{
 		groups: map[string]*entry{}, byUID: map[string]*entry{}, byRG: map[string]map[string]*entry{},
-		rgs: map[string]*ResourceGroup{}, cordoned: map[string]bool{}, used: map[string]group.Resources{},
-		pending: map[string]reservation{}, buried: map[string]int64{}, addresses: newAddressIndex(),
+		rgs: map[string]*ResourceGroup{}, cordoned: map[string]bool{}, fleet: place.NewView(policies), reserved: map[string]chan struct{}{},
+		buried: map[string]int64{}, addresses: newAddressIndex(),
 	}
 }
 
@@ -185,7 +179,6 @@ func (c *Controller) putGroup(g *group.Group, revision int64) bool {
 		}
 		c.idx.byRG[scope][key] = e
 	}
-	c.idx.release(e)
 	e.group, e.revision = g, revision
 	c.idx.account(e)
 	c.followTarget(e, false)
@@ -204,7 +197,9 @@ func (c *Controller) dropGroup(key string, revision int64) {
 
 // remove forgets a group, with the lock held.
 func (c *Controller) remove(key string, e *entry) {
-	c.idx.release(e)
+	if c.idx.reserved[e.group.UID] == nil {
+		c.idx.fleet.Release(e.group.UID)
+	}
 	delete(c.idx.groups, key)
 	delete(c.idx.byUID, e.group.UID)
 	scope := rgKey(e.group.Ref.Subscription, e.group.Ref.ResourceGroup)
@@ -223,25 +218,19 @@ func (e *entry) settled() bool {
 	return s != nil && (s.Epoch >= e.group.Epoch || s.Generation >= e.group.Generation) && (s.State.Ended() || s.Gone)
 }
 
-// release gives back what a group holds on its host.
-func (x *index) release(e *entry) {
-	if e.group == nil || e.held == (group.Resources{}) {
-		return
-	}
-	u := x.used[e.group.Host]
-	x.used[e.group.Host] = group.Resources{MilliCPU: u.MilliCPU - e.held.MilliCPU, Memory: u.Memory - e.held.Memory}
-	e.held = group.Resources{}
-}
+// holds says whether a group has room on its host: while it runs or may run, not when it has ended.
+func (e *entry) holds() bool { return !e.settled() && e.group.Host != "" }
 
-// account notes what a group holds now: its requests while it runs or may run, nothing when it has ended.
+// account notes what a group holds now. While a write of the group is under way, its reservation stands.
 func (x *index) account(e *entry) {
-	x.release(e)
-	delete(x.pending, e.group.UID)
-	if e.settled() {
+	if x.reserved[e.group.UID] != nil {
 		return
 	}
-	e.held = e.group.Spec.Total()
-	x.used[e.group.Host] = x.used[e.group.Host].Add(e.held)
+	if e.holds() {
+		x.fleet.Assign(e.group)
+		return
+	}
+	x.fleet.Release(e.group.UID)
 }
 
 func (x *index) onHost(name string) []*group.Group {

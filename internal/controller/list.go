@@ -64,7 +64,9 @@ func (c *Controller) Usage(subscription string) Usage {
 	for _, e := range c.idx.groups {
 		if fits(subscription, e.group.Ref.Subscription) {
 			u.Groups++
-			u.MilliCPU += e.held.MilliCPU
+			if e.holds() {
+				u.MilliCPU += e.group.Spec.Total().MilliCPU
+			}
 		}
 	}
 	for _, l := range c.links {
@@ -78,8 +80,8 @@ func (c *Controller) Hosts() []host.Host {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	var out []host.Host
-	for _, candidate := range c.candidates() {
-		out = append(out, candidate.Host)
+	for name := range c.links {
+		out = append(out, c.describe(name))
 	}
 	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
 	return out

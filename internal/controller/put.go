@@ -10,7 +10,6 @@ import (
 	"spillway.dev/spillway/internal/arm"
 	"spillway.dev/spillway/internal/fault"
 	"spillway.dev/spillway/internal/group"
-	"spillway.dev/spillway/internal/place"
 	"spillway.dev/spillway/internal/store"
 )
 
@@ -109,10 +108,10 @@ func labelKey(g *group.Group) string {
 
 // write places a group where it needs a host, commits it and tells the host. revision 0 creates.
 func (c *Controller) write(ctx context.Context, g *group.Group, revision int64, ops []store.Op) (Result, error) {
-	if g.Desired == group.Run && g.Host == "" {
+	if g.Desired == group.Run && (g.Host == "" || c.grows(g)) {
 		c.placing.RLock()
 		defer c.placing.RUnlock()
-		if err := c.place(g); err != nil {
+		if err := c.reserve(ctx, g); err != nil {
 			return Result{}, err
 		}
 		defer c.unreserve(g.UID)
@@ -156,53 +155,6 @@ func (c *Controller) labelTaken(ctx context.Context, g *group.Group) error {
 	}
 	return &fault.Error{Kind: fault.Conflict, Code: "DnsNameLabelNotAvailable", Target: "properties.ipAddress.dnsNameLabel", Message: fmt.Sprintf(
 		"The DNS name label '%s' is not available in the location '%s'. Choose another label, or delete the container group that has it.", g.Spec.IP.DNSLabel, g.Location)}
-}
-
-// place finds a host and reserves the room until the record is in memory.
-func (c *Controller) place(g *group.Group) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	d := place.Pick(g, c.candidates(), c.cfg.Policy)
-	if d.Host == "" {
-		return noRoom(g, d)
-	}
-	g.Host = d.Host
-	c.idx.pending[g.UID] = reservation{host: d.Host, amount: g.Spec.Total()}
-	return nil
-}
-
-func (c *Controller) unreserve(uid string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	delete(c.idx.pending, uid)
-}
-
-// candidates describes the connected hosts, with the lock held.
-func (c *Controller) candidates() []place.Candidate {
-	out := make([]place.Candidate, 0, len(c.links))
-	for name, l := range c.links {
-		h := l.Describe()
-		h.Cordoned = h.Cordoned || c.idx.cordoned[name]
-		used := c.idx.used[name]
-		for _, r := range c.idx.pending {
-			if r.host == name {
-				used = used.Add(r.amount)
-			}
-		}
-		out = append(out, place.Candidate{Host: h, Used: used})
-	}
-	return out
-}
-
-func noRoom(g *group.Group, d place.Decision) error {
-	total := g.Spec.Total()
-	e := fault.New(fault.Conflict, "ServiceUnavailable",
-		"The requested resource is not available in the location '%s' at this moment. Please retry with a different resource request or in another location. Resource requested: '%s' CPU '%s' GB memory 'Linux' OS. Reasons: %s.",
-		g.Location, arm.Cores(total.MilliCPU), arm.Gigabytes(total.Memory), strings.Join(d.Reasons, "; "))
-	if d.DiskFull {
-		e.Message += " Free disk space with 'spillway image rm' or by removing groups; running groups are not affected."
-	}
-	return e
 }
 
 // update changes an existing group.
@@ -301,9 +253,11 @@ func fixed(old, g *group.Group) error {
 	note("zones", equal(old.Zones, g.Zones))
 	note("network", a.NetworkName() == b.NetworkName())
 	note("namespaces of the host", a.HostNetwork == b.HostNetwork && a.HostAddress == b.HostAddress && a.HostPID == b.HostPID && a.HostIPC == b.HostIPC)
+	note("placement", equal(a.Placement, b.Placement))
+	note("GPUs", a.Total().GPUs == b.Total().GPUs && a.GPUSKU() == b.GPUSKU())
 	note("IP address or its ports", equal(addressOf(a), addressOf(b)))
 	note("CPU, memory or ports of a container, or the set of containers",
-		equal(shapeOf(a.Containers), shapeOf(b.Containers)) && a.Total() == b.Total())
+		equal(shapeOf(a.Containers), shapeOf(b.Containers)) && a.Total().MilliCPU == b.Total().MilliCPU && a.Total().Memory == b.Total().Memory)
 	if changed == nil {
 		return nil
 	}

@@ -68,6 +68,7 @@ type Spec struct {
 	HostPID          bool                 `json:"hostPID,omitempty"`          // the machine's own process namespace
 	HostIPC          bool                 `json:"hostIPC,omitempty"`          // the machine's own IPC namespace
 	HostsComment     string               `json:"hostsComment,omitempty"`     // first line of /etc/hosts
+	Placement        *Placement           `json:"placement,omitempty"`        // nil: anywhere
 }
 
 // DefaultNetwork is the network of groups that name none.
@@ -128,6 +129,7 @@ type Container struct {
 	PullPolicy     PullPolicy        `json:"pullPolicy,omitempty"`
 	Target         string            `json:"target,omitempty"` // of an ephemeral container: the one whose processes it sees
 	MessageFromLog bool              `json:"messageFromLog,omitempty"`
+	GPUSKU         string            `json:"gpuSKU,omitempty"` // of Requests.GPUs; "" = any
 }
 
 // PullPolicy says when an image is asked for at its registry.
@@ -153,10 +155,13 @@ type Port struct {
 	Protocol string `json:"protocol"` // TCP or UDP
 }
 
-// Resources are amounts of a host. CPU is in thousandths of a core, memory in bytes.
+// Resources are amounts of a host. CPU is in thousandths of a core, memory and storage in bytes, GPUs are whole ones.
+// Storage belongs to a group, not to its containers.
 type Resources struct {
-	MilliCPU int64 `json:"milliCPU,omitempty"`
-	Memory   int64 `json:"memory,omitempty"`
+	MilliCPU         int64 `json:"milliCPU,omitempty"`
+	Memory           int64 `json:"memory,omitempty"`
+	EphemeralStorage int64 `json:"ephemeralStorage,omitempty"`
+	GPUs             int64 `json:"gpus,omitempty"`
 }
 
 // Mount puts a volume into a container.

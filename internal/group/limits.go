@@ -21,6 +21,12 @@ const (
 	MaxID             = 1<<31 - 1    // largest user or group id: above it an id wraps to another user
 	MaxSecretBytes    = 1 << 20      // bytes of all files of one secret or config map volume
 	MaxGraceSeconds   = 24 * 60 * 60 // longest termination grace
+	MaxGPUs           = 16           // per group: what one machine can have
+	MaxWeight         = 100          // of a preference
+	MaxTerms          = 32           // of each list of a placement
+	MaxConditions     = 16           // on labels, of one term
+	MaxValues         = 64           // of one condition
+	MaxSkew           = 10_000       // of a spread
 )
 
 // Defaults.
@@ -65,30 +71,43 @@ func limit(limit, request int64) int64 {
 }
 
 // Total is what a group reserves on a host: the sum of its containers and sidecars, or the largest init container
-// when that is more.
+// when that is more, and the group's storage.
 func (s *Spec) Total() Resources {
 	var sum, peak Resources
-	for _, c := range s.InitContainers {
+	for i := range s.InitContainers {
+		c := &s.InitContainers[i]
 		if c.Sidecar {
 			sum = sum.Add(c.Requests)
 			continue
 		}
 		peak = peak.Max(sum.Add(c.Requests))
 	}
-	for _, c := range s.Containers {
-		sum = sum.Add(c.Requests)
+	for i := range s.Containers {
+		sum = sum.Add(s.Containers[i].Requests)
 	}
-	return sum.Max(peak)
+	sum = sum.Max(peak)
+	sum.EphemeralStorage = s.EphemeralStorage
+	return sum
 }
 
 // Add sums two amounts.
 func (r Resources) Add(o Resources) Resources {
-	return Resources{MilliCPU: r.MilliCPU + o.MilliCPU, Memory: r.Memory + o.Memory}
+	return Resources{r.MilliCPU + o.MilliCPU, r.Memory + o.Memory, r.EphemeralStorage + o.EphemeralStorage, r.GPUs + o.GPUs}
+}
+
+// Sub takes an amount away.
+func (r Resources) Sub(o Resources) Resources {
+	return Resources{r.MilliCPU - o.MilliCPU, r.Memory - o.Memory, r.EphemeralStorage - o.EphemeralStorage, r.GPUs - o.GPUs}
 }
 
 // Max is the larger of each amount.
 func (r Resources) Max(o Resources) Resources {
-	return Resources{MilliCPU: max(r.MilliCPU, o.MilliCPU), Memory: max(r.Memory, o.Memory)}
+	return Resources{max(r.MilliCPU, o.MilliCPU), max(r.Memory, o.Memory), max(r.EphemeralStorage, o.EphemeralStorage), max(r.GPUs, o.GPUs)}
+}
+
+// Within says whether each amount is at most the other's.
+func (r Resources) Within(o Resources) bool {
+	return r.MilliCPU <= o.MilliCPU && r.Memory <= o.Memory && r.EphemeralStorage <= o.EphemeralStorage && r.GPUs <= o.GPUs
 }
 
 // WithDefaults fills the zero fields as Kubernetes does.

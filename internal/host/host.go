@@ -14,19 +14,33 @@ import (
 
 // Host is a machine that runs an agent.
 type Host struct {
-	Name       string            `json:"name"`
-	Pool       string            `json:"pool"`
-	Zone       string            `json:"zone,omitempty"`
-	Labels     map[string]string `json:"labels,omitempty"`
-	Capacity   group.Resources   `json:"capacity"` // measured, less the reserve
-	Isolation  []group.Isolation `json:"isolation"`
-	Cordoned   bool              `json:"cordoned"` // takes no new groups
-	Version    string            `json:"version"`
-	Kernel     string            `json:"kernel"`
-	CgroupMode string            `json:"cgroupMode"` // v1 or v2
-	Runtime    string            `json:"runtime"`    // of shared isolation
-	DiskFull   bool              `json:"diskFull"`   // refuses new groups
+	Name        string            `json:"name"`
+	Pool        string            `json:"pool"`
+	Zone        string            `json:"zone,omitempty"`
+	FaultDomain string            `json:"faultDomain,omitempty"` // of its zone: what fails together
+	Labels      map[string]string `json:"labels,omitempty"`
+	Capacity    group.Resources   `json:"capacity"`         // measured, less the reserve; no storage: not measured, and not counted
+	GPUSKU      string            `json:"gpuSKU,omitempty"` // of Capacity.GPUs
+	Isolation   []group.Isolation `json:"isolation"`
+	State       State             `json:"state,omitempty"`
+	Cordoned    bool              `json:"cordoned"` // takes no new groups
+	Version     string            `json:"version"`
+	Kernel      string            `json:"kernel"`
+	CgroupMode  string            `json:"cgroupMode"`       // v1 or v2
+	Runtime     string            `json:"runtime"`          // of shared isolation
+	DiskFull    bool              `json:"diskFull"`         // refuses new groups
+	Images      []string          `json:"images,omitempty"` // references that are there, when the host tells
 }
+
+// State says whether a host takes part.
+type State string
+
+// States of a host. Only a ready one takes new groups.
+const (
+	Ready    State = ""
+	NotReady State = "NotReady" // is connected, and cannot work now
+	Lost     State = "Lost"     // has not been heard of for too long
+)
 
 // Link is how the control plane reaches one host. All methods are safe for concurrent use.
 type Link interface {

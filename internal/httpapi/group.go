@@ -46,6 +46,27 @@ func (a *api) putGroup(c *call) error {
 	return c.answer(status, arm.Render(res.View, c.version, a.Now()))
 }
 
+// explainPlacement says where the group of a body would go, and creates nothing.
+func (a *api) explainPlacement(c *call) error {
+	ref := c.ref()
+	if err := arm.CheckGroupName(ref.Name); err != nil {
+		return err
+	}
+	body, err := c.body()
+	if err != nil {
+		return err
+	}
+	req, err := arm.Decode(body, c.version, ref.Name)
+	if err != nil {
+		return err
+	}
+	x, err := a.Controller.Explain(ref, req)
+	if err != nil {
+		return err
+	}
+	return c.answer(http.StatusOK, x)
+}
+
 func (a *api) getGroup(c *call) error {
 	if c.query("watch") == "true" {
 		return a.watchGroups(c, controller.Filter(c.ref()))

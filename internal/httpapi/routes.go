@@ -55,6 +55,7 @@ func routes() []route {
 		{"POST", one + "/start", identity.StartGroups, groupVersion, anyBody, (*api).startGroup},
 		{"POST", one + "/stop", identity.StopGroups, groupVersion, anyBody, (*api).stopGroup},
 		{"POST", one + "/restart", identity.RestartGroups, groupVersion, anyBody, (*api).restartGroup},
+		{"POST", one + "/explainPlacement", identity.ExplainPlacement, ownVersion, 0, (*api).explainPlacement},
 		{"GET", one + "/outboundNetworkDependenciesEndpoints", identity.ReadGroups, groupVersion, 0, (*api).outboundDependencies},
 		{"GET", one + "/stats", identity.ReadGroups, ownVersion, 0, (*api).stats},
 		{"GET", rg + provider + "/containerGroupStats", identity.ReadGroups, ownVersion, 0, (*api).listStats},

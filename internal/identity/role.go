@@ -13,6 +13,7 @@ const (
 	StartGroups         Action = "Microsoft.ContainerInstance/containerGroups/start/action"
 	StopGroups          Action = "Microsoft.ContainerInstance/containerGroups/stop/action"
 	RestartGroups       Action = "Microsoft.ContainerInstance/containerGroups/restart/action"
+	ExplainPlacement    Action = "Microsoft.ContainerInstance/containerGroups/explainPlacement/action"
 	ReadLogs            Action = "Microsoft.ContainerInstance/containerGroups/containers/logs/read"
 	Exec                Action = "Microsoft.ContainerInstance/containerGroups/containers/exec/action"
 	Attach              Action = "Microsoft.ContainerInstance/containerGroups/containers/attach/action"

@@ -1,102 +1,60 @@
 // Package place decides which host runs a group.
 //
-// It is pure: no clock, no randomness, no IO; equal input gives an equal answer. Start at Pick.
+// It is pure: no clock, no chance, no IO, no logger; the same calls in the same order give the same answers. It must
+// never promise more of a host than its pool's policy allows, and never say that a group fits nowhere while it fits
+// somewhere: what holds is exact, only what is preferred is approximate on large fleets.
+//
+// A View is the fleet in memory, kept up to date change by change; View.Take places a group. Groups that fit nowhere
+// wait in a Queue. Start reading at View, then search.go; docs/decisions/0010-placement.md says why it is built so.
 package place
 
 import (
-	"fmt"
-	"slices"
-	"strings"
-
 	"spillway.dev/spillway/internal/group"
-	"spillway.dev/spillway/internal/host"
 )
 
-// Candidate is a host with what its groups hold already.
-type Candidate struct {
-	host.Host
-	Used group.Resources
-}
-
-// Policy is how full hosts may get. Zero factors mean 1.
+// Policy is how the hosts of a pool are filled. Zero factors mean 1.
 type Policy struct {
-	CPUOvercommit    float64 // requested cores over real ones
-	MemoryOvercommit float64 // requested bytes over real ones
+	CPUOvercommit     float64 // requested cores over real ones
+	MemoryOvercommit  float64 // requested bytes over real ones
+	StorageOvercommit float64 // bytes that groups may write over those that the disk has
+	Pack              bool    // fill the fullest host that has room; else the emptiest
 }
 
-// Decision is the answer: a host, or the reasons why each candidate was passed over.
+// Policies are the policies of all pools.
+type Policies struct {
+	Default Policy
+	Pools   map[string]Policy // by name of the pool, instead of the default
+}
+
+func (p *Policies) of(pool string) Policy {
+	if own, ok := p.Pools[pool]; ok {
+		return own
+	}
+	return p.Default
+}
+
+// Decision is where a group goes, or why it goes nowhere.
 type Decision struct {
-	Host     string   // "" when none fits
-	Reasons  []string // "h1: disk is full", in the order of the candidates' names
-	DiskFull bool     // a full disk is the only thing in the way
+	Host string // "" when none has room
+	// Victims are the uids of Spot groups that have to leave Host before a regular group, which fits nowhere else, has
+	// room there; Host is then "" and Victim names it: nothing was placed.
+	Victims []string
+	Victim  string
+	Refusal Refusal // when Host is ""
 }
 
-// Pick chooses the least loaded candidate that fits; of equals the first by name.
-func Pick(g *group.Group, candidates []Candidate, policy Policy) Decision {
-	sorted := slices.Clone(candidates)
-	slices.SortFunc(sorted, func(a, b Candidate) int { return strings.Compare(a.Name, b.Name) })
-	var d Decision
-	best, bestLoad := -1, 0.0
-	d.DiskFull = len(sorted) > 0
-	for i := range sorted {
-		c := &sorted[i]
-		if why := refuse(g, c, policy); why != "" {
-			d.Reasons = append(d.Reasons, c.Name+": "+why)
-			d.DiskFull = d.DiskFull && why == diskFull
-			continue
-		}
-		if load := c.load(policy); best < 0 || load < bestLoad {
-			best, bestLoad = i, load
-		}
-	}
-	if best >= 0 {
-		return Decision{Host: sorted[best].Name}
-	}
-	if len(sorted) == 0 {
-		d.Reasons = []string{"no host is connected"}
-	}
-	return d
-}
-
-const diskFull = "its disk is full"
-
-// refuse says why a host cannot take a group, "" when it can.
-func refuse(g *group.Group, c *Candidate, policy Policy) string {
-	want := g.Spec.Total()
-	most := policy.capacity(c.Capacity)
-	isolation := g.Spec.Isolation
-	if isolation == "" {
-		isolation = group.IsolationShared
-	}
-	switch {
-	case c.Cordoned:
-		return "it is cordoned"
-	case !slices.Contains(c.Isolation, isolation):
-		return fmt.Sprintf("it has no %s isolation", isolation)
-	case len(g.Zones) > 0 && c.Zone != "" && !slices.Contains(g.Zones, c.Zone):
-		return fmt.Sprintf("it stands in zone %s", c.Zone)
-	case c.Used.MilliCPU+want.MilliCPU > most.MilliCPU:
-		return fmt.Sprintf("%g of %g CPU are free", cores(max(most.MilliCPU-c.Used.MilliCPU, 0)), cores(most.MilliCPU))
-	case c.Used.Memory+want.Memory > most.Memory:
-		return fmt.Sprintf("%.1f of %.1f GB memory are free", gigabytes(max(most.Memory-c.Used.Memory, 0)), gigabytes(most.Memory))
-	case c.DiskFull:
-		return diskFull
-	}
-	return ""
-}
-
-// load is how full a host is, by the fuller of its resources.
-func (c *Candidate) load(policy Policy) float64 {
-	most := policy.capacity(c.Capacity)
-	if most.MilliCPU <= 0 || most.Memory <= 0 {
-		return 1
-	}
-	return max(float64(c.Used.MilliCPU)/float64(most.MilliCPU), float64(c.Used.Memory)/float64(most.Memory))
-}
-
+// capacity is what a policy lets groups ask of a host. Storage that the host has not measured is not counted.
 func (p Policy) capacity(r group.Resources) group.Resources {
-	return group.Resources{MilliCPU: scale(r.MilliCPU, p.CPUOvercommit), Memory: scale(r.Memory, p.MemoryOvercommit)}
+	most := group.Resources{MilliCPU: scale(r.MilliCPU, p.CPUOvercommit), Memory: scale(r.Memory, p.MemoryOvercommit),
+		EphemeralStorage: scale(r.EphemeralStorage, p.StorageOvercommit), GPUs: r.GPUs}
+	if r.EphemeralStorage == 0 {
+		most.EphemeralStorage = uncounted
+	}
+	return most
 }
+
+// uncounted stands for storage without a measured end; sums of it do not overflow.
+const uncounted = 1 << 60
 
 func scale(n int64, factor float64) int64 {
 	if factor <= 0 {
@@ -104,7 +62,3 @@ func scale(n int64, factor float64) int64 {
 	}
 	return int64(float64(n) * factor)
 }
-
-func cores(milli int64) float64 { return float64(milli) / 1000 }
-
-func gigabytes(bytes int64) float64 { return float64(bytes) / (1 << 30) }

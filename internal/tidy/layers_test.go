@@ -15,7 +15,7 @@ var layers = []struct {
 }{
 	{"vocabulary", []string{"fault", "group", "host", "service", "store"}},
 	{"pure", []string{"arm", "converge", "place", "seccomp", "stream"}},
-	{"adapter", []string{"cgroup", "client", "dns", "identity", "image", "keeper", "network", "port", "probe", "runtime", "sandbox",
+	{"adapter", []string{"cgroup", "client", "dns", "hostlink", "identity", "image", "keeper", "network", "port", "probe", "runtime", "sandbox",
 		"store/embedded", "store/etcd", "store/mem", "store/sealed", "volume"}},
 	{"service", []string{"agent", "controller", "httpapi", "nodeless", "sim", "virtualnode"}},
 	{"command", []string{"bench", "cli", "doctor", "platform", "podbench", "tidy"}},
