@@ -45,8 +45,8 @@ func translate(t translation) (*groupResource, error) {
 	spec := &pod.Spec
 	r := &groupResource{Tags: map[string]string{tagCluster: f.cluster, tagNode: f.nodeName, tagNamespace: pod.Namespace, tagPod: pod.Name, tagUID: string(pod.UID)}}
 	p := &r.Properties
-	p.RestartPolicy, p.OSType, p.Labels, p.DNS = string(spec.RestartPolicy), "Linux", labelsOf(pod), dnsOf(pod, f)
-	p.HostPID, p.HostIPC = spec.HostPID, spec.HostIPC
+	p.RestartPolicy, p.OSType, p.Labels, p.DNS = string(spec.RestartPolicy), "Linux", labelsOf(pod, f), dnsOf(pod, f)
+	p.Placement, p.HostPID, p.HostIPC = placementOf(pod, f), spec.HostPID, spec.HostIPC
 	if spec.HostNetwork {
 		p.HostNetwork, p.HostAddress = true, hostAddress(f)
 	} else {
@@ -231,13 +231,13 @@ func securityOf(pod *corev1.Pod, c *corev1.Container) *security {
 	return s
 }
 
-// labelsOf are the pod's labels and its namespace, by which affinity rules find it.
-func labelsOf(pod *corev1.Pod) map[string]string {
+// labelsOf are the pod's labels, its namespace and its cluster, by which affinity rules find it.
+func labelsOf(pod *corev1.Pod, f *facts) map[string]string {
 	out := maps.Clone(pod.Labels)
 	if out == nil {
 		out = map[string]string{}
 	}
-	out[tagNamespace] = pod.Namespace
+	out[tagNamespace], out[tagCluster] = pod.Namespace, f.cluster
 	return out
 }
 

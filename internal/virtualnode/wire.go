@@ -27,12 +27,39 @@ type properties struct {
 	FSGroup        *int64            `json:"fsGroup,omitempty"`
 	// Address stands for the group's address in environment variables, commands and arguments: it is known on the
 	// host only.
-	Address      string `json:"addressPlaceholder,omitempty"`
-	HostNetwork  bool   `json:"hostNetwork,omitempty"`
-	HostAddress  string `json:"hostAddress,omitempty"`
-	HostPID      bool   `json:"hostPID,omitempty"`
-	HostIPC      bool   `json:"hostIPC,omitempty"`
-	HostsComment string `json:"hostsComment,omitempty"`
+	Address      string     `json:"addressPlaceholder,omitempty"`
+	HostNetwork  bool       `json:"hostNetwork,omitempty"`
+	HostAddress  string     `json:"hostAddress,omitempty"`
+	HostPID      bool       `json:"hostPID,omitempty"`
+	HostIPC      bool       `json:"hostIPC,omitempty"`
+	HostsComment string     `json:"hostsComment,omitempty"`
+	Placement    *placement `json:"placement,omitempty"`
+}
+
+// placement is where a group may run, as rules about other groups.
+type placement struct {
+	Affinity     []affinity `json:"affinity,omitempty"`
+	AntiAffinity []affinity `json:"antiAffinity,omitempty"`
+	Spread       []spread   `json:"spread,omitempty"`
+}
+
+type affinity struct {
+	Labels   []expression `json:"labels"`
+	Topology string       `json:"topology"`
+	Weight   int32        `json:"weight,omitempty"` // none: required
+}
+
+type spread struct {
+	Labels        []expression `json:"labels"`
+	Topology      string       `json:"topology"`
+	MaxSkew       int32        `json:"maxSkew"`
+	Unsatisfiable string       `json:"whenUnsatisfiable"`
+}
+
+type expression struct {
+	Key      string   `json:"key"`
+	Operator string   `json:"operator"`
+	Values   []string `json:"values,omitempty"`
 }
 
 type hostAlias struct {
