@@ -109,7 +109,7 @@ func startPlatform(dir string) (string, func(), error) {
 	}
 	done := make(chan error, 1)
 	go func() { done <- ctrl.Run(ctx) }()
-	h := sim.NewHost("h1", nil, ctrl.Report)
+	h := sim.NewHost("h1", nil, ctrl.From("h1"))
 	ctrl.Connect(h)
 	stop := func() { h.Close(); cancel(); <-done }
 	ids, first, err := identity.Open(ctx, st, log, nil)

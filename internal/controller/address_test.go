@@ -126,7 +126,7 @@ func TestSelectorFollowsGroups(t *testing.T) {
 	unready := *v.Status
 	unready.Containers = slices.Clone(unready.Containers)
 	unready.Containers[0].Ready = false
-	c.Report(unready)
+	c.Report("h1", unready)
 	leads(t, c, h, uid)
 	published := selecting("blue", "web", "front")
 	published.Spec.PublishNotReady = true
@@ -236,7 +236,7 @@ func reportRunning(t *testing.T, c *Controller, name, ip string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.Report(group.Status{UID: v.Group.UID, Generation: v.Group.Generation, Epoch: v.Group.Epoch, State: group.Running, IP: ip,
+	c.Report(v.Group.Host, group.Status{UID: v.Group.UID, Generation: v.Group.Generation, Epoch: v.Group.Epoch, State: group.Running, IP: ip,
 		Containers: []group.ContainerStatus{{Name: "main", Ready: true, Current: group.Moment{State: group.Started}}}})
 }
 

@@ -46,8 +46,11 @@ type Config struct {
 	// DefaultServices. Reserved are the groups' own ranges, where no service address may be.
 	Services netip.Prefix
 	Reserved []netip.Prefix
-	Log      *slog.Logger
-	Now      func() time.Time // nil: time.Now
+	// LostAfter is how long a host that has joined may be silent before its groups are started elsewhere; 0:
+	// DefaultLostAfter.
+	LostAfter time.Duration
+	Log       *slog.Logger
+	Now       func() time.Time // nil: time.Now
 }
 
 // Controller implements all that the API can ask of groups, resource groups and hosts. It is safe for concurrent use.
@@ -59,7 +62,8 @@ type Controller struct {
 	mu      sync.RWMutex // guards what follows; held only for memory, never over IO
 	idx     index
 	links   map[string]host.Link
-	settled bool // what hosts have not told by now does not count
+	absent  map[string]*absence // by name: hosts that have joined and are not connected
+	settled bool                // what hosts have not told by now does not count
 
 	serving sync.Mutex // orders what hosts are told of service addresses; taken before mu
 
@@ -70,6 +74,8 @@ type Controller struct {
 	dirty  *queue // uids whose status should be stored
 	gone   *queue // uids of which nothing is left on their host
 	moved  *queue // uids of service addresses that may lead elsewhere now
+	room   *queue // names of hosts that may take groups now
+	stuck  bool   // groups of lost hosts have found no room; only the failover loop touches it
 	loaded int64  // store revision that idx started from
 }
 
@@ -87,7 +93,10 @@ func New(ctx context.Context, cfg Config) (*Controller, error) {
 	if !cfg.Services.IsValid() {
 		cfg.Services = DefaultServices
 	}
-	c := &Controller{cfg: cfg, idx: newIndex(place.Policies{Default: cfg.Policy, Pools: cfg.Pools}), links: map[string]host.Link{}, dirty: newQueue(), gone: newQueue(), moved: newQueue()}
+	if cfg.LostAfter == 0 {
+		cfg.LostAfter = DefaultLostAfter
+	}
+	c := &Controller{cfg: cfg, idx: newIndex(place.Policies{Default: cfg.Policy, Pools: cfg.Pools}), links: map[string]host.Link{}, absent: map[string]*absence{}, dirty: newQueue(), gone: newQueue(), moved: newQueue(), room: newQueue()}
 	if err := c.load(ctx); err != nil {
 		return nil, fmt.Errorf("load groups: %w", err)
 	}
@@ -120,6 +129,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	wg.Go(func() { c.persistLoop(ctx) })
 	wg.Go(func() { c.removeLoop(ctx) })
 	wg.Go(func() { c.serveLoop(ctx) })
+	wg.Go(func() { c.failoverLoop(ctx) })
 	return c.follow(ctx)
 }
 
@@ -149,38 +159,6 @@ func (c *Controller) follow(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// Connect makes a host available, tells it all its groups and reads what it knows of them. It is called once for each
-// connection.
-func (c *Controller) Connect(link host.Link) {
-	name := link.Describe().Name
-	c.placing.Lock()
-	c.mu.Lock()
-	c.links[name] = link
-	mine := c.idx.onHost(name)
-	c.mu.Unlock()
-	// First what there is, then that there is nothing else: a host that sweeps must know what its groups hold.
-	for _, g := range mine {
-		link.Assign(g)
-	}
-	c.serveAll(link)
-	retain(link, mine)
-	c.placing.Unlock()
-	for _, g := range mine {
-		if s, ok := link.Status(g.UID); ok {
-			c.Report(s)
-		}
-	}
-}
-
-// retain tells a host that these are all its groups.
-func retain(link host.Link, groups []*group.Group) {
-	uids := make(map[string]bool, len(groups))
-	for _, g := range groups {
-		uids[g.UID] = true
-	}
-	link.Retain(uids)
 }
 
 // Host finds the link to a host.

@@ -48,7 +48,7 @@ func start(t *testing.T, s store.Store) (c *Controller, stop func()) {
 // connect adds a simulated host.
 func connect(t *testing.T, c *Controller, name string) *sim.Host {
 	t.Helper()
-	h := sim.NewHost(name, nil, c.Report)
+	h := sim.NewHost(name, nil, c.From(name))
 	t.Cleanup(h.Close)
 	c.Connect(h)
 	return h
@@ -181,7 +181,7 @@ func TestRestartRemembers(t *testing.T) {
 // TestConnectCleansUp: what a host has and the store does not know is removed.
 func TestConnectCleansUp(t *testing.T) {
 	c, _ := start(t, mem.New())
-	h := sim.NewHost("h1", nil, c.Report)
+	h := sim.NewHost("h1", nil, c.From("h1"))
 	t.Cleanup(h.Close)
 	h.Assign(&group.Group{UID: "stray", Generation: 1, Epoch: 1, Desired: group.Run, Spec: request().Spec})
 	c.Connect(h)
@@ -294,7 +294,7 @@ func TestSlowWatcherIsToldToStartOver(t *testing.T) {
 	v := put(t, c, "web")
 	v = await(t, c, "web", group.Running)
 	for range feedSize {
-		c.Report(*v.Status)
+		c.Report(v.Group.Host, *v.Status)
 	}
 	if _, err := w.Next(t.Context()); fault.KindOf(err) != fault.Gone {
 		t.Errorf("Next of a slow watcher = %v, want gone", err)
@@ -306,7 +306,7 @@ func TestSlowWatcherIsToldToStartOver(t *testing.T) {
 	if err != nil || len(views) != 1 {
 		t.Fatalf("Watch = %d views, %v", len(views), err)
 	}
-	c.Report(*v.Status)
+	c.Report(v.Group.Host, *v.Status)
 	if events, err := fresh.Next(t.Context()); err != nil || len(events) != 1 {
 		t.Errorf("Next = %v, %v, want one event", events, err)
 	}

@@ -29,18 +29,13 @@ type ResourceGroup struct {
 	revision int64
 }
 
-// hostRecord is what the platform wants of a host.
-type hostRecord struct {
-	Cordoned bool `json:"cordoned"`
-}
-
 // index is all that the controller knows, by every way it is asked for. The controller's lock guards it.
 type index struct {
 	groups    map[string]*entry            // by arm.Key
 	byUID     map[string]*entry            //
 	byRG      map[string]map[string]*entry // by subscription/resource group, then arm.Key
 	rgs       map[string]*ResourceGroup    // by subscription/name
-	cordoned  map[string]bool              // by host
+	hosts     map[string]*hostRecord       // by name: hosts that have joined, and what is wanted of this machine's own
 	fleet     *place.View                  // what the hosts have, and what of it groups hold
 	reserved  map[string]chan struct{}     // by uid: a write is under way, and the fleet holds what it will need; closed at its end
 	addresses *addressIndex
@@ -53,7 +48,7 @@ type index struct {
 func newIndex(policies place.Policies) index {
 	return index{
 		groups: map[string]*entry{}, byUID: map[string]*entry{}, byRG: map[string]map[string]*entry{},
-		rgs: map[string]*ResourceGroup{}, cordoned: map[string]bool{}, fleet: place.NewView(policies), reserved: map[string]chan struct{}{},
+		rgs: map[string]*ResourceGroup{}, hosts: map[string]*hostRecord{}, fleet: place.NewView(policies), reserved: map[string]chan struct{}{},
 		buried: map[string]int64{}, addresses: newAddressIndex(),
 	}
 }
@@ -97,15 +92,7 @@ func (c *Controller) apply(ch store.Change) error {
 			c.followTarget(e, false)
 		}
 	case strings.HasPrefix(key, store.Hosts):
-		var h hostRecord
-		if !ch.Deleted {
-			if err := json.Unmarshal(ch.Value, &h); err != nil {
-				return fmt.Errorf("read %s: %w", key, err)
-			}
-		}
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.idx.cordoned[strings.TrimPrefix(key, store.Hosts)] = h.Cordoned
+		return c.applyHost(ch)
 	}
 	return nil
 }

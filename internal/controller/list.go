@@ -2,14 +2,12 @@ package controller
 
 import (
 	"context"
-	"fmt"
 	"sort"
 
 	"spillway.dev/spillway/internal/arm"
 	"spillway.dev/spillway/internal/fault"
 	"spillway.dev/spillway/internal/group"
 	"spillway.dev/spillway/internal/host"
-	"spillway.dev/spillway/internal/store"
 )
 
 // List gives the chosen groups, ordered by resource group and name.
@@ -73,52 +71,6 @@ func (c *Controller) Usage(subscription string) Usage {
 		u.LimitMilliCPU += int64(float64(l.Describe().Capacity.MilliCPU) * c.cfg.Policy.CPUOvercommit)
 	}
 	return u
-}
-
-// Hosts lists the connected hosts by name.
-func (c *Controller) Hosts() []host.Host {
-	c.mu.RLock()
-	defer c.mu.RUnlock()
-	var out []host.Host
-	for name := range c.links {
-		out = append(out, c.describe(name))
-	}
-	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
-	return out
-}
-
-// DescribeHost describes one host. Errors: not-found.
-func (c *Controller) DescribeHost(name string) (host.Host, error) {
-	for _, h := range c.Hosts() {
-		if h.Name == name {
-			return h, nil
-		}
-	}
-	return host.Host{}, noHost(name)
-}
-
-func noHost(name string) error {
-	return fault.New(fault.NotFound, "HostNotFound", "The host '%.80s' is not connected. 'spillway host ls' lists those that are.", name)
-}
-
-// Cordon keeps new groups off a host, or lets them on again. Errors: not-found.
-func (c *Controller) Cordon(ctx context.Context, name string, cordoned bool) (host.Host, error) {
-	if _, ok := c.Host(name); !ok {
-		return host.Host{}, noHost(name)
-	}
-	value, err := encode(hostRecord{Cordoned: cordoned})
-	if err != nil {
-		return host.Host{}, err
-	}
-	key := store.HostKey(name)
-	revision, err := c.cfg.Store.Commit(ctx, store.Op{Key: key, Value: value, If: store.Any})
-	if err != nil {
-		return host.Host{}, fmt.Errorf("store host %s: %w", name, err)
-	}
-	if err := c.apply(store.Change{Entry: store.Entry{Key: key, Value: value, Revision: revision}, Revision: revision}); err != nil {
-		return host.Host{}, err
-	}
-	return c.DescribeHost(name)
 }
 
 // Drain cordons a host and moves its running groups to others: they run afresh there. Errors: not-found; conflict,

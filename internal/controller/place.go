@@ -7,7 +7,6 @@ import (
 	"spillway.dev/spillway/internal/arm"
 	"spillway.dev/spillway/internal/fault"
 	"spillway.dev/spillway/internal/group"
-	"spillway.dev/spillway/internal/host"
 	"spillway.dev/spillway/internal/place"
 	"spillway.dev/spillway/internal/store"
 )
@@ -61,19 +60,13 @@ func (c *Controller) unreserve(uid string) {
 	c.idx.fleet.Release(uid)
 }
 
-// look takes over what the connected hosts say of themselves, with the lock held. A host that has not changed costs a
-// comparison.
+// look takes over what hosts in this process say of themselves, with the lock held; others send it when it changes.
 func (c *Controller) look() {
 	for name := range c.links {
-		c.idx.fleet.SetHost(c.describe(name))
+		if r := c.idx.hosts[name]; r == nil || r.UID == "" {
+			c.idx.fleet.SetHost(c.describe(name))
+		}
 	}
-}
-
-// describe is a connected host as it is and as the platform wants it, with the lock held.
-func (c *Controller) describe(name string) host.Host {
-	h := c.links[name].Describe()
-	h.Cordoned = h.Cordoned || c.idx.cordoned[name]
-	return h
 }
 
 func noRoom(g *group.Group, r place.Refusal) error {

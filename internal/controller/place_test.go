@@ -114,7 +114,7 @@ func TestReservationsOutliveReports(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 4 {
 			wg.Go(func() {
-				c.Report(*v.Status)
+				c.Report(v.Group.Host, *v.Status)
 				if _, err := c.Start(context.WithoutCancel(t.Context()), ref("a")); err != nil && fault.KindOf(err) != fault.Conflict {
 					t.Errorf("Start = %v", err)
 				}

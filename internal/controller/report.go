@@ -21,12 +21,17 @@ const (
 	conflictDelay = 20 * time.Millisecond // after a record that somebody else changed
 )
 
-// Report takes over what a host says of a group. The status must not be changed afterwards. Reports of unknown groups
-// and of older epochs are ignored.
-func (c *Controller) Report(s group.Status) {
+// From takes over what one host says; see Report.
+func (c *Controller) From(name string) func(group.Status) {
+	return func(s group.Status) { c.Report(name, s) }
+}
+
+// Report takes over what a host says of a group. The status must not be changed afterwards. Reports of unknown groups,
+// of groups that are not the host's, and of older epochs are ignored.
+func (c *Controller) Report(name string, s group.Status) {
 	c.mu.Lock()
 	e := c.idx.byUID[s.UID]
-	if e == nil || !current(e, &s) {
+	if e == nil || e.group.Host != name || !current(e, &s) {
 		c.mu.Unlock()
 		return
 	}
@@ -38,11 +43,11 @@ func (c *Controller) Report(s group.Status) {
 	c.idx.account(e)
 	c.followTarget(e, false)
 	c.feed.publish(Modified, e.view())
-	desired, name, host := e.group.Desired, e.group.Ref.Name, e.group.Host
+	desired, of := e.group.Desired, e.group.Ref.Name
 	c.mu.Unlock()
 
 	if was != s.State {
-		c.cfg.Log.Info("group state", "group", name, "uid", s.UID, "host", host, "from", string(was), "to", string(s.State), "reason", s.Reason)
+		c.cfg.Log.Info("group state", "group", of, "uid", s.UID, "host", name, "from", string(was), "to", string(s.State), "reason", s.Reason)
 	}
 	if s.State.Ended() {
 		c.dirty.add(s.UID)

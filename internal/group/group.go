@@ -37,6 +37,7 @@ type Group struct {
 	Created    time.Time         `json:"created"`
 	Desired    Desired           `json:"desired"`
 	Host       string            `json:"host"`
+	Events     []Event           `json:"events,omitempty"` // what the control plane did to it; hosts report theirs
 	Spec       Spec              `json:"spec"`
 }
 

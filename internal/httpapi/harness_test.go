@@ -65,7 +65,7 @@ func newWorld(t testing.TB, rate httpapi.Rate, allow ...string) *world {
 	var first *identity.First
 	w.ids, first, err = identity.Open(ctx, w.store, log, nil)
 	w.must(err)
-	w.host = sim.NewHost("h1", nil, w.ctrl.Report)
+	w.host = sim.NewHost("h1", nil, w.ctrl.From("h1"))
 	w.ctrl.Connect(w.host)
 	given, err := group.ParseAllowance(allow)
 	w.must(err)

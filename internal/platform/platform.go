@@ -199,7 +199,7 @@ func (s *site) run(ctx context.Context) error {
 	if err := ensureDefaults(ctx, ctrl, ids, cfg.Location); err != nil {
 		return err
 	}
-	h, err := openHost(loops, s, func(st group.Status) { ctrl.Report(st) })
+	h, err := openHost(loops, s, ctrl.From(hostName()))
 	if err != nil {
 		return err
 	}

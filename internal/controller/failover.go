@@ -1,0 +1,174 @@
+package controller
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"spillway.dev/spillway/internal/fault"
+	"spillway.dev/spillway/internal/group"
+)
+
+// Bounds of what happens when hosts are lost.
+const (
+	// DefaultLostAfter is three beats of a host.
+	DefaultLostAfter = 6 * time.Second
+	failoverTick     = 100 * time.Millisecond
+	// failoverBatch is how many groups are started elsewhere in a tick. Many hosts that fall silent at once look as a
+	// network does that is cut: what is left must not be overrun.
+	failoverBatch = 20
+	// roomPause is how long a group that fits nowhere waits before it is tried again although no host has changed.
+	roomPause = time.Second
+)
+
+// absence is a host that has joined and is not connected.
+type absence struct {
+	since time.Time // when it was heard of last
+	lost  bool
+}
+
+// failoverLoop declares hosts lost and starts their groups elsewhere, until ctx ends.
+func (c *Controller) failoverLoop(ctx context.Context) {
+	tick := time.NewTicker(failoverTick)
+	defer tick.Stop()
+	var tried time.Time
+	for {
+		room := false
+		select {
+		case <-ctx.Done():
+			return
+		case <-c.room.bell:
+			c.room.take(maxAttempts * failoverBatch)
+			room = true
+		case <-tick.C:
+		}
+		c.loseHosts()
+		now := c.cfg.Now()
+		if c.stuck = c.stuck && !room && now.Sub(tried) < roomPause; c.stuck {
+			continue
+		}
+		tried = now
+		c.stuck = c.moveLost(ctx)
+	}
+}
+
+// loseHosts declares those lost that have been silent for too long.
+func (c *Controller) loseHosts() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.cfg.Now()
+	for name, a := range c.absent {
+		if !a.lost && now.Sub(a.since) >= c.cfg.LostAfter {
+			a.lost = true
+			c.showHost(name)
+			c.cfg.Log.Error("host lost", "host", name, "silentFor", now.Sub(a.since).Round(time.Millisecond), "groups", len(c.idx.onHost(name)))
+		}
+	}
+}
+
+// moveLost starts some groups of lost hosts elsewhere. It is true when some of them have room nowhere.
+func (c *Controller) moveLost(ctx context.Context) (stuck bool) {
+	for _, g := range c.displaced() {
+		switch err := c.displace(ctx, g); {
+		case err == nil, fault.KindOf(err) == fault.NotFound:
+		case fault.KindOf(err) == fault.Conflict:
+			stuck = true
+		default:
+			if ctx.Err() == nil {
+				c.cfg.Log.Error("start a group of a lost host elsewhere", "group", g.Ref.Name, "host", g.Host, "error", err)
+			}
+			return true
+		}
+	}
+	return stuck
+}
+
+// displaced are the groups of lost hosts that should run, the oldest first, as many as may be moved at once.
+func (c *Controller) displaced() []*group.Group {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	var out []*group.Group
+	for name, a := range c.absent {
+		if !a.lost {
+			continue
+		}
+		for _, g := range c.idx.onHost(name) {
+			if e := c.idx.byUID[g.UID]; g.Desired == group.Run && !e.settled() {
+				out = append(out, g)
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b *group.Group) int {
+		if d := a.Created.Compare(b.Created); d != 0 {
+			return d
+		}
+		return strings.Compare(a.UID, b.UID)
+	})
+	return out[:min(len(out), failoverBatch)]
+}
+
+// displace starts a group of a lost host elsewhere, with an event that says so. One that must never start twice ends.
+func (c *Controller) displace(ctx context.Context, lost *group.Group) error {
+	res, err := c.change(ctx, lost.Ref, func(e *entry) (*group.Group, error) {
+		g := e.group
+		if g.UID != lost.UID || g.Host != lost.Host || g.Desired != group.Run || e.settled() {
+			return nil, nil
+		}
+		next := again(g, true)
+		if g.Spec.RestartPolicy == group.RestartNever {
+			next = again(g, false)
+			next.Epoch, next.Desired = g.Epoch, group.Stop
+		}
+		text := fmt.Sprintf("The host %s has not been heard of since %s; ", g.Host, c.heardLast(g.Host).UTC().Format(time.RFC3339))
+		if next.Desired == group.Stop {
+			text += "the group has failed, as its restart policy is Never."
+		} else {
+			text += "the group is started elsewhere."
+		}
+		next.Events = group.AddEvent(slices.Clone(g.Events), c.cfg.Now().UTC(), group.Warning, "HostLost", text)
+		return next, nil
+	})
+	if err != nil || !res.Changed {
+		return err
+	}
+	g := res.View.Group
+	c.cfg.Log.Warn("group of a lost host", "group", g.Ref.Name, "uid", g.UID, "from", lost.Host, "to", g.Host, "desired", string(g.Desired))
+	if g.Desired == group.Stop {
+		c.Report(g.Host, lostStatus(g, res.View.Status, c.cfg.Now().UTC()))
+	}
+	return nil
+}
+
+func (c *Controller) heardLast(name string) time.Time {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if a := c.absent[name]; a != nil {
+		return a.since
+	}
+	return c.cfg.Now()
+}
+
+// lostStatus is the end of a group that is not started again: how its containers ended nobody knows.
+func lostStatus(g *group.Group, last *group.Status, now time.Time) group.Status {
+	s := group.Status{UID: g.UID}
+	if last != nil {
+		s = *last
+	}
+	s.Generation, s.Epoch, s.State, s.Finished = g.Generation, g.Epoch, group.Failed, now
+	s.Reason = "HostLost: the host " + g.Host + " was lost while the group ran"
+	s.Init, s.Containers = lostContainers(s.Init, now), lostContainers(s.Containers, now)
+	return s
+}
+
+func lostContainers(list []group.ContainerStatus, now time.Time) []group.ContainerStatus {
+	out := slices.Clone(list)
+	for i := range out {
+		c := &out[i]
+		if c.Ready = false; c.Current.State == group.Started {
+			c.Current.State, c.Current.Finish, c.Current.Detail, c.Current.ExitCode = group.Terminated, now, "HostLost", nil
+		}
+	}
+	return out
+}
