@@ -164,7 +164,7 @@ func (a *ask) failedBefore() bool {
 }
 
 func (a *ask) remember() {
-	if a.hold == 0 {
+	if a.hold == 0 && !a.dry {
 		a.c.failed = failure{need: a.need, at: a.stamp()}
 	}
 }

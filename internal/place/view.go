@@ -51,7 +51,7 @@ type View struct {
 	asks    int64
 	layout  int64 // sections have come or gone
 	stands  int64 // open hosts have come, gone or moved
-	better  int64 // somewhere is more room than before
+	better  int64 // somewhere is more room than before, or fewer groups that forbid others
 	changes int64 // anything has changed
 	taken   int64 // groups that were given room
 
@@ -266,8 +266,10 @@ func addTo(index map[string]*tally, key string, id int32, n int64) {
 	}
 }
 
-// recount takes the groups of a machine out of the counts by domain, or puts them in again.
+// recount takes the groups of a machine out of the counts by domain, or puts them in again. A group that leaves a domain
+// may make room there for one that must not be beside it.
 func (v *View) recount(m int32, n int64) {
+	v.better++
 	for _, r := range v.machines[m].records {
 		v.count(&v.records[r], n)
 	}
@@ -339,6 +341,7 @@ func (v *View) Release(uid string) {
 	*r = record{}
 	v.freeRecords = append(v.freeRecords, i)
 	v.changes++
+	v.better++ // also when the host is closed: there may be room elsewhere for one that must not be beside the group
 	v.moved(m)
 	if h.open {
 		v.improve(m)
