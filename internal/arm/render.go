@@ -2,6 +2,7 @@ package arm
 
 import (
 	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -199,14 +200,25 @@ func groupView(v View, version Version) *wireGroupView {
 	w := &wireGroupView{Events: []wireEvent{}, State: string(v.State())}
 	s := v.Status
 	if s == nil {
+		w.Events = events(v.Group.Events)
 		return w
 	}
-	w.Events = events(s.Events)
+	w.Events = events(joined(v.Group.Events, s.Events))
 	if version.Superset {
 		w.Address, w.Reason, w.Epoch = s.IP, s.Reason, s.Epoch
 		w.Started, w.Finished = Stamp(s.Started), Stamp(s.Finished)
 	}
 	return w
+}
+
+// joined puts what the control plane did and what the host reports into one list, in the order of time.
+func joined(a, b []group.Event) []group.Event {
+	if len(a) == 0 {
+		return b
+	}
+	out := append(slices.Clone(a), b...)
+	slices.SortStableFunc(out, func(x, y group.Event) int { return x.Last.Compare(y.Last) })
+	return out
 }
 
 func events(list []group.Event) []wireEvent {
@@ -220,9 +232,9 @@ func events(list []group.Event) []wireEvent {
 // RenderEvents are all events of a group and its containers, as the status of an operation shows them.
 func RenderEvents(v View) any {
 	if v.Status == nil {
-		return []wireEvent{}
+		return events(v.Group.Events)
 	}
-	all := events(v.Status.Events)
+	all := events(joined(v.Group.Events, v.Status.Events))
 	for _, c := range v.Status.All() {
 		all = append(all, events(c.Events)...)
 	}

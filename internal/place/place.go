@@ -5,7 +5,7 @@
 // somewhere: what holds is exact, only what is preferred is approximate on large fleets.
 //
 // A View is the fleet in memory, kept up to date change by change; View.Take places a group. Groups that fit nowhere
-// wait in a Queue. Start reading at View, then search.go; docs/decisions/0010-placement.md says why it is built so.
+// wait in a Queue. Start reading at View, then search.go; docs/decisions/0011-placement.md says why it is built so.
 package place
 
 import (
