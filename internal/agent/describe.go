@@ -47,6 +47,14 @@ func (a *Agent) measureHost() host.Host {
 	return h
 }
 
+// Introduce says where the machine stands, before the first Describe.
+func (a *Agent) Introduce(pool, zone, faultDomain string, labels map[string]string) {
+	if pool != "" {
+		a.describe.Pool = pool
+	}
+	a.describe.Zone, a.describe.FaultDomain, a.describe.Labels = zone, faultDomain, labels
+}
+
 // Describe implements host.Link.
 func (a *Agent) Describe() host.Host {
 	h := a.describe

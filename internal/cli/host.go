@@ -14,7 +14,8 @@ func (a *app) hostCommand() *cobra.Command {
 		a.hostListCommand(), a.hostShowCommand(),
 		a.hostAction("cordon", "Take no new groups on a host"),
 		a.hostAction("uncordon", "Take new groups on a host again"),
-		a.hostAction("drain", "Take no new groups on a host and move its groups away"))
+		a.hostAction("drain", "Take no new groups on a host and move its groups away"),
+		a.hostRemoveCommand())
 }
 
 func (a *app) hostListCommand() *cobra.Command {
@@ -73,6 +74,23 @@ func (a *app) hostShowCommand() *cobra.Command {
 				return err
 			}
 			h, err := api.Host(c.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return a.emit(hostsView([]host.Host{*h}, h))
+		},
+	}
+}
+
+func (a *app) hostRemoveCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "rm NAME", Short: "Forget a host that has no groups; it cannot connect again", Args: names("the NAME of a host", 1, 1), ValidArgsFunction: a.first(a.hostNames),
+		RunE: func(c *cobra.Command, args []string) error {
+			api, err := a.client()
+			if err != nil {
+				return err
+			}
+			h, err := api.RemoveHost(c.Context(), args[0])
 			if err != nil {
 				return err
 			}

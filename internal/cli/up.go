@@ -10,6 +10,7 @@ import (
 
 	"spillway.dev/spillway/internal/agent"
 	"spillway.dev/spillway/internal/controller"
+	"spillway.dev/spillway/internal/hostlink"
 	"spillway.dev/spillway/internal/platform"
 )
 
@@ -31,11 +32,7 @@ func (a *app) upCommand() *cobra.Command {
 			"pods run there and names can be asked.",
 		Args: none,
 		RunE: func(c *cobra.Command, _ []string) error {
-			level := slog.LevelInfo
-			if verbose {
-				level = slog.LevelDebug
-			}
-			cfg.Log = slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: level}))
+			cfg.Log = a.logger(verbose)
 			var err error
 			if cfg.Public, err = prefixes(public); err != nil {
 				return err
@@ -81,10 +78,21 @@ func (a *app) upCommand() *cobra.Command {
 	f.IntVar(&cfg.Pool, "pool", agent.DefaultPoolSize, "sandboxes that are parked in advance; 0 parks none")
 	f.Float64Var(&cfg.CPUFactor, "cpu-overcommit", controller.DefaultCPUOvercommit, "requested cores that one real core carries")
 	f.StringSliceVar(&cfg.Allow, "allow", nil, "what of this machine groups may have: host-network, host-pid, host-ipc, host-path, host-path=/DIR, privileged (default: nothing)")
+	f.StringVar(&cfg.HostsListen, "hosts-listen", "", "address to which further hosts connect ('spillway agent'); without it this machine is the only one")
+	f.DurationVar(&cfg.Beat, "beat", hostlink.DefaultBeat, "time between two signs of life of a further host; one that misses three is lost")
 	f.BoolVar(&kubernetes, "kubernetes", false, "also run a Kubernetes: control plane, one virtual node, name server, metrics server")
 	f.StringVar(&kubernetesListen, "kubernetes-listen", "127.0.0.1:6443", "address of the Kubernetes API; port 0 picks a free one")
 	f.BoolVar(&verbose, "verbose", false, "log more")
 	return c
+}
+
+// logger writes what happens to standard error.
+func (a *app) logger(verbose bool) *slog.Logger {
+	level := slog.LevelInfo
+	if verbose {
+		level = slog.LevelDebug
+	}
+	return slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: level}))
 }
 
 func (a *app) downCommand() *cobra.Command {

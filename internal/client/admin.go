@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"time"
 
 	"spillway.dev/spillway/internal/fault"
 	"spillway.dev/spillway/internal/group"
@@ -74,6 +75,27 @@ func (c *Client) Host(ctx context.Context, name string) (*host.Host, error) {
 func (c *Client) HostAction(ctx context.Context, name, verb string) (*host.Host, error) {
 	var h host.Host
 	return &h, c.Do(ctx, Call{Method: http.MethodPost, Path: platformPath + "/hosts/" + url.PathEscape(name) + "/" + verb}, &h)
+}
+
+// RemoveHost forgets a host that has no groups.
+func (c *Client) RemoveHost(ctx context.Context, name string) (*host.Host, error) {
+	var h host.Host
+	return &h, c.Do(ctx, Call{Method: http.MethodDelete, Path: platformPath + "/hosts/" + url.PathEscape(name)}, &h)
+}
+
+// JoinToken is a token with which one host can join.
+type JoinToken struct {
+	ID      string    `json:"id"`
+	Token   string    `json:"token"`
+	Host    string    `json:"host,omitempty"` // the only one that it is good for
+	Pool    string    `json:"pool,omitempty"` // that the host will be in
+	Expires time.Time `json:"expires"`
+}
+
+// CreateToken makes a join token; of t, Host and Pool count. life 0 is the platform's default.
+func (c *Client) CreateToken(ctx context.Context, t JoinToken, life time.Duration) (*JoinToken, error) {
+	var out JoinToken
+	return &out, c.Do(ctx, Call{Method: http.MethodPost, Path: platformPath + "/tokens", Body: map[string]any{"host": t.Host, "pool": t.Pool, "lifeSeconds": int64(life / time.Second)}}, &out)
 }
 
 // HostImage is an image with the host that has it.

@@ -47,7 +47,7 @@ func (p *plane) Connect(l host.Link) {
 	p.links[l.Describe().Name] = l
 }
 
-func (p *plane) Disconnect(l host.Link, why error) {
+func (p *plane) Disconnect(l host.Link, _ time.Time, why error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	name := l.Describe().Name

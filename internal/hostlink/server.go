@@ -36,8 +36,8 @@ const maxSkew = 30 * time.Second
 type Control interface {
 	// Connect makes a host available. It has told all that it knows of its groups.
 	Connect(link host.Link)
-	// Disconnect takes it away again; why is for people.
-	Disconnect(link host.Link, why error)
+	// Disconnect takes it away again; heard is when it said something last, why is for people.
+	Disconnect(link host.Link, heard time.Time, why error)
 	// Report takes over what a host says of a group; it checks that the group is the host's.
 	Report(name string, s group.Status)
 	// Beat hears that a host is there, and gives how long from now on nobody else gets its groups; 0 when this server
@@ -191,7 +191,10 @@ func (s *Server) leave(r *remote, why error) {
 		delete(s.hosts, r.id.Name)
 	}
 	s.mu.Unlock()
-	s.cfg.Control.Disconnect(r, why)
+	r.mu.Lock()
+	heard := r.heard
+	r.mu.Unlock()
+	s.cfg.Control.Disconnect(r, heard, why)
 }
 
 // sendAll sends what there is to be said until the connection ends.

@@ -43,6 +43,7 @@ type Config struct {
 	Log        *slog.Logger
 	Version    string           // of the program
 	Allow      group.Allowance  // what of hosts the administrator gives to groups
+	Fleet      *Fleet           // nil: no host can join
 	Metrics    http.Handler     // nil: none
 	Now        func() time.Time // nil: time.Now
 	Rate       Rate             // zero: DefaultRate

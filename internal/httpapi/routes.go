@@ -1,6 +1,10 @@
 package httpapi
 
-import "spillway.dev/spillway/internal/identity"
+import (
+	"slices"
+
+	"spillway.dev/spillway/internal/identity"
+)
 
 // versionRule says which api-versions a route takes.
 type versionRule int
@@ -44,7 +48,28 @@ const (
 )
 
 // routes is the whole surface.
-func routes() []route {
+func routes() []route { return slices.Concat(azureRoutes(), platformRoutes()) }
+
+// platformRoutes are what only Spillway has: hosts and their images.
+func platformRoutes() []route {
+	return []route{
+		{"GET", platform + "/hosts", identity.ReadHosts, ownVersion, 0, (*api).listHosts},
+		{"GET", platform + "/hosts/{host}", identity.ReadHosts, ownVersion, 0, (*api).getHost},
+		{"POST", platform + "/hosts/{host}/cordon", identity.WriteHosts, ownVersion, anyBody, (*api).cordon},
+		{"POST", platform + "/hosts/{host}/uncordon", identity.WriteHosts, ownVersion, anyBody, (*api).uncordon},
+		{"POST", platform + "/hosts/{host}/drain", identity.WriteHosts, ownVersion, anyBody, (*api).drain},
+		{"DELETE", platform + "/hosts/{host}", identity.WriteHosts, ownVersion, 0, (*api).removeHost},
+		{"POST", platform + "/hosts/{host}/join", "", noVersion, public, (*api).join},
+		{"POST", platform + "/tokens", identity.CreateTokens, ownVersion, 0, (*api).createToken},
+		{"GET", platform + "/images", identity.ReadImages, ownVersion, 0, (*api).listImages},
+		{"DELETE", platform + "/images", identity.WriteImages, ownVersion, 0, (*api).removeImage},
+		{"POST", platform + "/images/pull", identity.WriteImages, ownVersion, streaming, (*api).pullImage},
+		{"POST", platform + "/images/import", identity.WriteImages, ownVersion, streaming | anyBody, (*api).importImage},
+	}
+}
+
+// azureRoutes are what Azure's clients use, with what groups have beyond it.
+func azureRoutes() []route {
 	return []route{
 		{"GET", groups, identity.ReadGroups, groupVersion, streaming, (*api).listGroups},
 		{"GET", sub + provider + "/containerGroups", identity.ReadGroups, groupVersion, streaming, (*api).listGroups},
@@ -92,16 +117,6 @@ func routes() []route {
 		{"PATCH", rg, identity.WriteResourceGroup, anyVersion, 0, (*api).putResourceGroup},
 		{"DELETE", rg, identity.DeleteResourceGroup, anyVersion, 0, (*api).deleteResourceGroup},
 		{"GET", "/tenants", "", anyVersion, 0, (*api).listTenants},
-
-		{"GET", platform + "/hosts", identity.ReadHosts, ownVersion, 0, (*api).listHosts},
-		{"GET", platform + "/hosts/{host}", identity.ReadHosts, ownVersion, 0, (*api).getHost},
-		{"POST", platform + "/hosts/{host}/cordon", identity.WriteHosts, ownVersion, anyBody, (*api).cordon},
-		{"POST", platform + "/hosts/{host}/uncordon", identity.WriteHosts, ownVersion, anyBody, (*api).uncordon},
-		{"POST", platform + "/hosts/{host}/drain", identity.WriteHosts, ownVersion, anyBody, (*api).drain},
-		{"GET", platform + "/images", identity.ReadImages, ownVersion, 0, (*api).listImages},
-		{"DELETE", platform + "/images", identity.WriteImages, ownVersion, 0, (*api).removeImage},
-		{"POST", platform + "/images/pull", identity.WriteImages, ownVersion, streaming, (*api).pullImage},
-		{"POST", platform + "/images/import", identity.WriteImages, ownVersion, streaming | anyBody, (*api).importImage},
 
 		{"GET", "/metadata/endpoints", "", noVersion, public, (*api).metadata},
 		{"GET", "/adfs/.well-known/openid-configuration", "", noVersion, public, (*api).openID},

@@ -53,7 +53,7 @@ func Down(ctx context.Context, dir string) (bool, error) {
 }
 
 // made is what a platform puts into its data directory.
-var made = []string{"agent", "etcd", "images", "store.key", "client.json", "ca.crt", "ca.key", "keeper.log", "instance.json", "up.lock", "up.log", "kubernetes"}
+var made = []string{"agent", "etcd", "images", "store.key", "client.json", "ca.crt", "ca.key", "keeper.log", "instance.json", "up.lock", "up.log", "kubernetes", hostFile, pairFile}
 
 // Purge removes everything that the stopped platform of a data directory has made on this machine, groups and data
 // included. It is idempotent.

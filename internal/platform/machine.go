@@ -63,7 +63,7 @@ func openHost(ctx context.Context, site *site, report func(group.Status)) (_ *ma
 	if len(cfg.Public) > 0 {
 		public = network.NewPublicPool(cfg.Public)
 	}
-	h.agent, err = agent.Open(ctx, agent.Config{Name: hostName(), DataDir: cfg.DataDir, RunDir: inst.runDir(), Instance: inst.ID, Version: cfg.Version,
+	h.agent, err = agent.Open(ctx, agent.Config{Name: site.name(), DataDir: cfg.DataDir, RunDir: inst.runDir(), Instance: inst.ID, Version: cfg.Version,
 		Runtime: site.runtimePath, GVisor: FindGVisor(cfg.DataDir), PoolSize: cfg.Pool, Location: cfg.Location, Images: h.images, Network: h.network,
 		Public: public, Volumes: volume.New(volume.Config{Shares: cfg.Shares, Allow: site.allow, Log: cfg.Log}), Allow: site.allow, Names: table, Report: report,
 		Log: cfg.Log, Getenv: cfg.Getenv})
@@ -71,6 +71,14 @@ func openHost(ctx context.Context, site *site, report func(group.Status)) (_ *ma
 		return nil, fmt.Errorf("open agent: %w", err)
 	}
 	return h, nil
+}
+
+// name is what the host is called.
+func (s *site) name() string {
+	if s.hostName != "" {
+		return s.hostName
+	}
+	return hostName()
 }
 
 func hostName() string {

@@ -25,6 +25,7 @@ import (
 	"spillway.dev/spillway/internal/doctor"
 	"spillway.dev/spillway/internal/fault"
 	"spillway.dev/spillway/internal/group"
+	"spillway.dev/spillway/internal/hostlink"
 	"spillway.dev/spillway/internal/httpapi"
 	"spillway.dev/spillway/internal/identity"
 	"spillway.dev/spillway/internal/nodeless"
@@ -51,6 +52,9 @@ type Config struct {
 	Pool      int      // parked slots; 0: the agent's default, agent.PoolNone: none
 	CPUFactor float64  // requested cores that one real core carries
 	Allow     []string // what of the machine groups may have, see group.ParseAllowance
+
+	HostsListen string        // HOST:PORT to which further hosts connect, "": there are none
+	Beat        time.Duration // between two beats of a further host; 0: hostlink.DefaultBeat
 
 	Kubernetes string // HOST:PORT of a Kubernetes beside the platform, "": none; port 0 picks a free one
 
@@ -115,6 +119,9 @@ func Up(ctx context.Context, cfg Config) error {
 	if err := cfg.validate(); err != nil {
 		return err
 	}
+	if cfg.Beat == 0 {
+		cfg.Beat = hostlink.DefaultBeat
+	}
 	if os.Getuid() != 0 {
 		return fault.New(fault.Denied, "", "spillway up must run as root: it makes namespaces, cgroups and mounts.")
 	}
@@ -159,6 +166,7 @@ type site struct {
 	runtimePath string // "": parked
 	programs    nodeless.Programs
 	allow       group.Allowance
+	hostName    string // "": the machine's
 }
 
 // run builds everything, in order, and closes it in reverse.
@@ -192,14 +200,14 @@ func (s *site) run(ctx context.Context) error {
 	}
 	ctrl, err := controller.New(ctx, controller.Config{Store: st, Location: cfg.Location, Log: cfg.Log,
 		Policy:   place.Policy{CPUOvercommit: cfg.CPUFactor, MemoryOvercommit: 1},
-		Services: cfg.Services, Reserved: []netip.Prefix{s.instance.CIDR}})
+		Services: cfg.Services, Reserved: []netip.Prefix{s.instance.CIDR}, LostAfter: hostlink.Missed * cfg.Beat})
 	if err != nil {
 		return err
 	}
 	if err := ensureDefaults(ctx, ctrl, ids, cfg.Location); err != nil {
 		return err
 	}
-	h, err := openHost(loops, s, ctrl.From(hostName()))
+	h, err := openHost(loops, s, ctrl.From(s.name()))
 	if err != nil {
 		return err
 	}
@@ -209,8 +217,17 @@ func (s *site) run(ctx context.Context) error {
 	if err != nil {
 		return fault.New(fault.Unavailable, "", "The API cannot listen on %s: %v. Choose another address with --listen.", cfg.Listen, err)
 	}
-	server := httpapi.Server(httpapi.New(httpapi.Config{Controller: ctrl, Identity: ids, Log: cfg.Log, Version: cfg.Version, Allow: s.allow,
-		Metrics: metrics(h), Stopping: loops.Done()}), cfg.Log)
+	api := httpapi.Config{Controller: ctrl, Identity: ids, Log: cfg.Log, Version: cfg.Version, Allow: s.allow, Metrics: metrics(h), Stopping: loops.Done()}
+	if cfg.HostsListen != "" {
+		// One server: it leads, and its terms are counted by its starts.
+		fleet, err := openFleet(loops, s, ctrl, authority, time.Now().Unix())
+		if err != nil {
+			return err
+		}
+		api.Fleet = fleet.api
+		run.Go(func() error { return fleet.serve(loops) })
+	}
+	server := httpapi.Server(httpapi.New(api), cfg.Log)
 	server.TLSConfig = authority.TLS()
 
 	run.Go(func() error { return ctrl.Run(loops) })
