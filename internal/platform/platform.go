@@ -194,7 +194,7 @@ func (s *site) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	authority, err := identity.OpenAuthority(cfg.DataDir)
+	authority, err := identity.OpenAuthority(cfg.DataDir, servedNames(cfg.Listen, cfg.HostsListen)...)
 	if err != nil {
 		return err
 	}
@@ -265,6 +265,32 @@ func endpointHost(addr string) string {
 		return net.JoinHostPort("127.0.0.1", port)
 	}
 	return addr
+}
+
+// servedNames are the names of this machine under which it is reached at some listeners' addresses: certificates name
+// them.
+func servedNames(listeners ...string) []string {
+	var out []string
+	for _, l := range listeners {
+		name, _, err := net.SplitHostPort(l)
+		if err != nil {
+			continue
+		}
+		if ip := net.ParseIP(name); name != "" && (ip == nil || !ip.IsUnspecified()) {
+			out = append(out, name)
+			continue
+		}
+		addrs, err := net.InterfaceAddrs()
+		if err != nil {
+			continue
+		}
+		for _, a := range addrs {
+			if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().IsGlobalUnicast() {
+				out = append(out, p.Addr().String())
+			}
+		}
+	}
+	return out
 }
 
 func watchMember(ctx context.Context, m *embedded.Member) error {
