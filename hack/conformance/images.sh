@@ -61,7 +61,7 @@ base "$work/agnhost"
 # A shell that keeps variables whose names it could not have itself, and that has no tools of its own.
 for dir in "$work"/{plain,agnhost}; do rm "$dir/bin/sh" && cp "$(command -v bash-static)" "$dir/bin/sh"; done
 image "busybox ipc-utils perl" "$work/plain" -- sh
-copy "$work/agnhost" curl dig nc.openbsd
+copy "$work/agnhost" curl dig getent nc.openbsd
 ln -sf ../usr/local/bin/nc.openbsd "$work/agnhost/bin/nc"
 cp "$programs/agnhost" "$work/agnhost/agnhost" && ln -sf agnhost "$work/agnhost/agnhost-2" && mkdir -p "$work/agnhost/uploads"
 suite=$(cd kubernetes && "$go" list -m -f '{{.Dir}}' k8s.io/kubernetes)
