@@ -15,6 +15,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+	watchtools "k8s.io/client-go/tools/watch"
 )
 
 // Config is one measurement.
@@ -91,10 +93,23 @@ func (cfg *Config) pod(name, node string) *corev1.Pod {
 				Command: []string{"/bin/sh", "-c", "trap 'exit 0' TERM; while :; do sleep 3600 & wait $!; done"}}}}}
 }
 
+// watch follows pods from now on. An API server ends the watches of those who read slowly; this one goes on where it was.
+func (cfg *Config) watch(ctx context.Context, opt metav1.ListOptions) (watch.Interface, error) {
+	pods := cfg.Kube.CoreV1().Pods(cfg.Namespace)
+	list, err := pods.List(ctx, opt)
+	if err != nil {
+		return nil, fmt.Errorf("list pods: %w", err)
+	}
+	return watchtools.NewRetryWatcherWithContext(ctx, list.ResourceVersion, &cache.ListWatch{WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+		o.FieldSelector, o.LabelSelector = opt.FieldSelector, opt.LabelSelector
+		return pods.Watch(ctx, o)
+	}})
+}
+
 // one creates a pod, waits until it runs, deletes it and waits until it is gone: both times in milliseconds.
 func (cfg *Config) one(ctx context.Context, name, node string) (up, down float64, err error) {
 	pods := cfg.Kube.CoreV1().Pods(cfg.Namespace)
-	w, err := pods.Watch(ctx, metav1.ListOptions{FieldSelector: "metadata.name=" + name})
+	w, err := cfg.watch(ctx, metav1.ListOptions{FieldSelector: "metadata.name=" + name})
 	if err != nil {
 		return 0, 0, err
 	}
@@ -158,7 +173,7 @@ func (cfg *Config) room(ctx context.Context, node string) (int, error) {
 func (cfg *Config) burst(ctx context.Context, node string, count int) (float64, error) {
 	pods := cfg.Kube.CoreV1().Pods(cfg.Namespace)
 	selector := metav1.ListOptions{LabelSelector: "bench=pods,node=" + node}
-	w, err := pods.Watch(ctx, selector)
+	w, err := cfg.watch(ctx, selector)
 	if err != nil {
 		return 0, err
 	}
