@@ -45,7 +45,7 @@ cleanup() {
 trap cleanup EXIT
 # What a run that was killed has left.
 [ ! -e "$dir/platform" ] || bin/spillway down --purge --data-dir "$dir/platform" >/dev/null 2>&1 || true
-rm -rf "$dir"/{platform,kubernetes,kubelet,containerd,root}
+rm -rf "$dir"/{platform,kubernetes,kubelet,containerd,root,certificate-authority,client-certificate,client-key}
 mkdir -p "$dir"/{kubelet,containerd/cni,root/bin}
 ip address add $address/32 dev lo 2>/dev/null || true
 
