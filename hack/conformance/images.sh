@@ -67,6 +67,7 @@ cp "$programs/agnhost" "$work/agnhost/agnhost" && ln -sf agnhost "$work/agnhost/
 suite=$(cd kubernetes && "$go" list -m -f '{{.Dir}}' k8s.io/kubernetes)
 cp "$suite"/test/images/agnhost/porter/localhost.{crt,key} "$work/agnhost/"
 image agnhost "$work/agnhost" -entrypoint /agnhost -- pause
+image glibc-dns-testing "$work/agnhost" -- sh
 mkdir -p "$work/pause" && cp "$programs/agnhost" "$work/pause/agnhost"
 image pause "$work/pause" -user 65535:65535 -entrypoint /agnhost -entrypoint pause
 base "$work/nonroot"
