@@ -33,7 +33,8 @@ func runServer(ctx context.Context, cfg *Config, f *files, l net.Listener) error
 		"--tls-cert-file="+f.serving, "--tls-private-key-file="+f.servingKey, "--client-ca-file="+f.ca,
 		"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--enable-bootstrap-token-auth",
 		"--service-cluster-ip-range="+cfg.ServiceCIDR.String(),
-		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
+		// Who checks tokens inside the cluster finds issuer and keys under the same name.
+		"--service-account-issuer=https://kubernetes.default.svc.cluster.local", "--service-account-jwks-uri=https://kubernetes.default.svc.cluster.local/openid/v1/jwks",
 		"--service-account-key-file="+f.serviceAccounts, "--service-account-signing-key-file="+f.serviceAccounts,
 		// Nodes are reached at their addresses, and prove that they are nodes of this cluster.
 		"--kubelet-preferred-address-types=InternalIP,Hostname", "--kubelet-certificate-authority="+f.ca,
