@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -26,6 +27,8 @@ type ClientConfig struct {
 	Local host.Link // who runs the groups
 	// Servers are the addresses of the servers, HOST:PORT; any may lead.
 	Servers []string
+	// Learn hears of other addresses of the servers; they are used from then on.
+	Learn func(servers []string)
 	// TLS gives the host's certificate and the authority of the servers'.
 	TLS *tls.Config
 	// Term is the highest term seen, read once and written before a higher one is listened to.
@@ -53,8 +56,10 @@ type Renewal interface {
 
 // Client keeps a host connected to the server that leads.
 type Client struct {
-	cfg  ClientConfig
-	term int64 // highest seen; only Run touches it
+	cfg ClientConfig
+	// Only Run touches these.
+	term    int64    // highest seen
+	servers []string // never empty
 
 	mu       sync.Mutex // guards what follows
 	statuses map[string]group.Status
@@ -68,7 +73,7 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the highest term: %w", err)
 	}
-	return &Client{cfg: cfg, term: term, statuses: map[string]group.Status{}, fresh: map[string]bool{}, bell: make(chan struct{}, 1)}, nil
+	return &Client{cfg: cfg, term: term, servers: cfg.Servers, statuses: map[string]group.Status{}, fresh: map[string]bool{}, bell: make(chan struct{}, 1)}, nil
 }
 
 // Report takes what the host says of a group; it never blocks, and the newest word counts.
@@ -136,7 +141,7 @@ func (c *Client) Run(ctx context.Context) error {
 	to := ""
 	for ctx.Err() == nil {
 		if to == "" {
-			to = c.cfg.Servers[next%len(c.cfg.Servers)]
+			to = c.servers[next%len(c.servers)]
 			next++
 		}
 		began := time.Now()
@@ -222,6 +227,10 @@ func (c *Client) connect(ctx context.Context, to string) error {
 			return fmt.Errorf("remember term %d: %w", w.Term, err)
 		}
 		c.term = w.Term
+	}
+	if len(w.Servers) > 0 && !slices.Equal(w.Servers, c.servers) {
+		c.servers = w.Servers
+		c.cfg.Learn(w.Servers)
 	}
 	c.cfg.Log.Info("connected", "server", to, "term", w.Term)
 	return n.run(ctx, w.Every)

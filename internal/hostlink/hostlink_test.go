@@ -115,6 +115,7 @@ func (s *site) serve() {
 			}
 			return nil
 		},
+		Servers: func() []string { return []string{s.addr} },
 		Sign: func(_ context.Context, id hostlink.Identity, csr []byte) ([]byte, error) {
 			return s.authority.SignHost(csr, id.Name, id.URI())
 		}})
@@ -195,7 +196,7 @@ func (s *site) host(name string, change func(*hostlink.ClientConfig)) *machine {
 	s.Helper()
 	m := &machine{terms: &terms{}, renew: &renewal{}}
 	m.Host = sim.NewHost(name, nil, func(st group.Status) { m.client.Report(st) })
-	cfg := hostlink.ClientConfig{Local: m.Host, Servers: []string{s.addr}, TLS: s.tls(name, "1"), Term: m.terms, Renewal: m.renew, Log: slog.New(slog.DiscardHandler),
+	cfg := hostlink.ClientConfig{Local: m.Host, Servers: []string{s.addr}, TLS: s.tls(name, "1"), Learn: func([]string) {}, Term: m.terms, Renewal: m.renew, Log: slog.New(slog.DiscardHandler),
 		Leased: func(time.Duration, time.Time) { m.mu.Lock(); m.leases++; m.mu.Unlock() }}
 	if change != nil {
 		change(&cfg)

@@ -54,9 +54,11 @@ type ServerConfig struct {
 	// Admit says whether a host may connect: it is known, and its certificate is the one that it was given last.
 	Admit func(Identity) error
 	// Sign answers a host's request for its next certificate.
-	Sign  func(ctx context.Context, id Identity, csr []byte) ([]byte, error)
-	Every time.Duration // between beats; 0: DefaultBeat
-	Log   *slog.Logger
+	Sign func(ctx context.Context, id Identity, csr []byte) ([]byte, error)
+	// Servers are the addresses of all servers, as hosts shall know them.
+	Servers func() []string
+	Every   time.Duration // between beats; 0: DefaultBeat
+	Log     *slog.Logger
 }
 
 // Server accepts hosts.
@@ -144,7 +146,7 @@ func (s *Server) connect(ss grpc.ServerStream) error {
 	if err := s.enter(r); err != nil {
 		return status.Error(codes.AlreadyExists, err.Error())
 	}
-	r.out.put(&down{Welcome: &welcome{Version: Version, Term: term, Every: s.cfg.Every, Time: time.Now()}})
+	r.out.put(&down{Welcome: &welcome{Version: Version, Term: term, Every: s.cfg.Every, Time: time.Now(), Servers: s.cfg.Servers()}})
 	var loops sync.WaitGroup
 	loops.Go(func() { r.end(r.sendAll(ss)) })
 	loops.Go(func() { r.end(r.readAll(ss)) })

@@ -69,6 +69,7 @@ type welcome struct {
 	Term    int64         `json:"term"`
 	Every   time.Duration `json:"every"` // between two beats, in nanoseconds
 	Time    time.Time     `json:"time"`  // by the server's clock
+	Servers []string      `json:"servers,omitempty"`
 }
 
 // retain names all groups of the host.

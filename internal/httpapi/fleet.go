@@ -16,9 +16,9 @@ type Fleet struct {
 	Sign func(name, uid, csrPEM string) (certPEM []byte, serial string, err error)
 	// CheckName says whether a host may be called so.
 	CheckName func(name string) error
-	Authority string   // certificate of the authority, PEM
-	Servers   []string // HOST:PORT to which hosts connect
-	Network   string   // the groups' addresses on all hosts
+	Authority string          // certificate of the authority, PEM
+	Servers   func() []string // HOST:PORT to which hosts connect
+	Network   string          // the groups' addresses on all hosts
 	// Forget ends the connection of a host that was removed.
 	Forget func(name string)
 }
@@ -87,7 +87,7 @@ func (a *api) join(c *call) error {
 	if err != nil {
 		return err
 	}
-	return c.answer(http.StatusOK, map[string]any{"certificate": string(cert), "authority": f.Authority, "servers": f.Servers, "network": f.Network})
+	return c.answer(http.StatusOK, map[string]any{"certificate": string(cert), "authority": f.Authority, "servers": f.Servers(), "network": f.Network})
 }
 
 // removeHost forgets a host.

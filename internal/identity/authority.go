@@ -44,15 +44,7 @@ type Authority struct {
 // OpenAuthority reads the authority in dir and makes it on first start. names are further names of the server besides
 // this machine's own.
 func OpenAuthority(dir string, names ...string) (*Authority, error) {
-	a := &Authority{dir: dir, names: []string{"localhost", "127.0.0.1", "::1"}}
-	if name, err := os.Hostname(); err == nil && name != "" {
-		a.names = append(a.names, name)
-	}
-	for _, n := range names {
-		if n != "" && !slices.Contains(a.names, n) {
-			a.names = append(a.names, n)
-		}
-	}
+	a := newAuthority(dir, names)
 	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, CAFile), filepath.Join(dir, "ca.key"))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -68,6 +60,20 @@ func OpenAuthority(dir string, names ...string) (*Authority, error) {
 		return nil, fmt.Errorf("open certificate authority in %s: %w", dir, err)
 	}
 	return a, nil
+}
+
+// newAuthority is an authority without key and certificate; names are the server's, besides this machine's own.
+func newAuthority(dir string, names []string) *Authority {
+	a := &Authority{dir: dir, names: []string{"localhost", "127.0.0.1", "::1"}}
+	if name, err := os.Hostname(); err == nil && name != "" {
+		a.names = append(a.names, name)
+	}
+	for _, n := range names {
+		if n != "" && !slices.Contains(a.names, n) {
+			a.names = append(a.names, n)
+		}
+	}
+	return a
 }
 
 func (a *Authority) create() error {

@@ -29,7 +29,7 @@ const (
 	WriteHosts          Action = "Spillway.Platform/hosts/write"
 	OpenHosts           Action = "Spillway.Platform/hosts/endpoints/write" // a service address that leads to hosts themselves
 	AccessHosts         Action = "Spillway.Platform/hosts/access/write"    // groups that have something of a host itself
-	CreateTokens        Action = "Spillway.Platform/tokens/write" // with which hosts join
+	CreateTokens        Action = "Spillway.Platform/tokens/write"          // with which hosts join
 	ReadImages          Action = "Spillway.Platform/images/read"
 	WriteImages         Action = "Spillway.Platform/images/write"
 )

@@ -100,7 +100,7 @@ func (s *site) runHost(ctx context.Context, m *member, j *Joining) error {
 	}
 	defer h.close()
 	h.agent.Introduce(j.Pool, j.Zone, j.FaultDomain, j.Labels)
-	c, err := hostlink.NewClient(hostlink.ClientConfig{Local: h.agent, Servers: m.Servers, TLS: m.tls(), Term: m, Renewal: m, Log: s.Log})
+	c, err := hostlink.NewClient(hostlink.ClientConfig{Local: h.agent, Servers: m.Servers, Learn: m.learn, TLS: m.tls(), Term: m, Renewal: m, Log: s.Log})
 	if err != nil {
 		return err
 	}
@@ -214,6 +214,27 @@ func (m *member) tls() *tls.Config {
 	})
 }
 
+// learn keeps where the servers are; a failure costs a longer search after the next start.
+func (m *member) learn(servers []string) {
+	_ = m.change(func(next *membership) { next.Servers = servers })
+}
+
+// change writes what this machine remembers of its fleet.
+func (m *member) change(edit func(*membership)) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	next := m.membership
+	edit(&next)
+	body, err := json.Marshal(next)
+	if err == nil {
+		err = writeSynced(filepath.Join(m.dir, hostFile), body)
+	}
+	if err == nil {
+		m.membership = next
+	}
+	return err
+}
+
 // Load implements hostlink.TermFile.
 func (m *member) Load() (int64, error) {
 	m.mu.Lock()
@@ -223,18 +244,7 @@ func (m *member) Load() (int64, error) {
 
 // Store implements hostlink.TermFile.
 func (m *member) Store(term int64) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	next := m.membership
-	next.Term = term
-	body, err := json.Marshal(next)
-	if err == nil {
-		err = writeSynced(filepath.Join(m.dir, hostFile), body)
-	}
-	if err == nil {
-		m.membership = next
-	}
-	return err
+	return m.change(func(next *membership) { next.Term = term })
 }
 
 // Request implements hostlink.Renewal: when a third of the certificate's life is left.

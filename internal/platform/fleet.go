@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -11,6 +12,7 @@ import (
 
 	"spillway.dev/spillway/internal/controller"
 	"spillway.dev/spillway/internal/fault"
+	"spillway.dev/spillway/internal/group"
 	"spillway.dev/spillway/internal/host"
 	"spillway.dev/spillway/internal/hostlink"
 	"spillway.dev/spillway/internal/httpapi"
@@ -18,86 +20,126 @@ import (
 	"spillway.dev/spillway/internal/port"
 )
 
-// control is the control plane as package hostlink sees it.
-type control struct {
-	*controller.Controller
+// leadership is what a server has while it leads.
+type leadership struct {
+	term  int64
+	ctrl  *controller.Controller
+	holds func() bool // nobody else can lead now
 	ctx   context.Context
-	lease func() time.Duration // for how long a host may count on its groups; 0: this server does not lead
-	log   *slog.Logger
 }
 
-var _ hostlink.Control = control{}
+// fleet is the server's side of its hosts.
+type fleet struct {
+	authority *identity.Authority
+	beat      time.Duration
+	// lead is this server's leadership, nil when it has none; leader is where hosts find the one who has.
+	lead   func() *leadership
+	leader func() string
+	// servers are where all servers listen for hosts.
+	servers func() []string
+	log     *slog.Logger
+	link    *hostlink.Server
+}
+
+var _ hostlink.Control = (*fleet)(nil)
+
+// open makes the server that hosts connect to.
+func (f *fleet) open() {
+	f.link = hostlink.NewServer(hostlink.ServerConfig{Control: f, TLS: f.authority.HostTLS(), Log: f.log, Every: f.beat, Servers: f.servers,
+		Leads: func() (int64, string, bool) {
+			if l := f.lead(); l != nil {
+				return l.term, "", true
+			}
+			return 0, f.leader(), false
+		},
+		Admit: func(id hostlink.Identity) error {
+			if l := f.lead(); l != nil {
+				return l.ctrl.Admit(id.Name, id.UID)
+			}
+			return nil // it is told who leads, and nothing else
+		},
+		Sign: func(_ context.Context, id hostlink.Identity, csr []byte) ([]byte, error) {
+			cert, serial, err := f.sign(id.Name, id.UID, string(csr))
+			if err == nil {
+				f.log.Info("host certificate renewed", "host", id.Name, "serial", serial)
+			}
+			return cert, err
+		}})
+}
+
+// sign makes a host's certificate.
+func (f *fleet) sign(name, uid, csr string) (certPEM []byte, serial string, err error) {
+	certPEM, err = f.authority.SignHost([]byte(csr), name, hostlink.Identity{Name: name, UID: uid}.URI())
+	if err != nil {
+		return nil, "", err
+	}
+	block, _ := pem.Decode(certPEM)
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, "", fmt.Errorf("read the certificate: %w", err)
+	}
+	return certPEM, cert.SerialNumber.Text(16), nil
+}
+
+// api is what the API needs so that hosts can join.
+func (f *fleet) api(network string) *httpapi.Fleet {
+	block, _ := pem.Decode(f.authority.Certificate())
+	fingerprint := hostlink.Fingerprint(block.Bytes)
+	return &httpapi.Fleet{Token: func(secret string) string { return hostlink.Token{Secret: secret, Fingerprint: fingerprint}.String() },
+		Sign: f.sign, CheckName: hostlink.CheckName, Authority: string(f.authority.Certificate()), Servers: f.servers, Network: network, Forget: f.link.Forget}
+}
 
 // Connect implements hostlink.Control.
-func (c control) Connect(link host.Link) {
-	c.Controller.Connect(link)
-	if err := c.Remember(c.ctx, link.Describe()); err != nil && c.ctx.Err() == nil {
-		c.log.Error("remember a host", "host", link.Describe().Name, "error", err)
+func (f *fleet) Connect(link host.Link) {
+	l := f.lead()
+	if l == nil {
+		return
+	}
+	l.ctrl.Connect(link)
+	if err := l.ctrl.Remember(l.ctx, link.Describe()); err != nil && l.ctx.Err() == nil {
+		f.log.Error("remember a host", "host", link.Describe().Name, "error", err)
+	}
+}
+
+// Disconnect implements hostlink.Control.
+func (f *fleet) Disconnect(link host.Link, heard time.Time, why error) {
+	if l := f.lead(); l != nil {
+		l.ctrl.Disconnect(link, heard, why)
+	}
+}
+
+// Report implements hostlink.Control.
+func (f *fleet) Report(name string, s group.Status) {
+	if l := f.lead(); l != nil {
+		l.ctrl.Report(name, s)
 	}
 }
 
 // Beat implements hostlink.Control.
-func (c control) Beat(name string) time.Duration {
-	c.Heard(name)
-	return c.lease()
-}
-
-// fleetServer is where hosts connect.
-type fleetServer struct {
-	link     *hostlink.Server
-	listener net.Listener
-	api      *httpapi.Fleet
-}
-
-// openFleet listens for hosts. term is that of this server's leadership.
-func openFleet(ctx context.Context, s *site, ctrl *controller.Controller, authority *identity.Authority, term int64) (*fleetServer, error) {
-	listener, err := port.Take(ctx, port.Patience, func() (net.Listener, error) { return net.Listen("tcp", s.HostsListen) })
-	if err != nil {
-		return nil, fault.New(fault.Unavailable, "", "Hosts cannot be listened for on %s: %v. Choose another address with --hosts-listen.", s.HostsListen, err)
+func (f *fleet) Beat(name string) time.Duration {
+	l := f.lead()
+	if l == nil || !l.holds() {
+		return 0
 	}
-	sign := func(name, uid, csr string) ([]byte, string, error) {
-		cert, err := authority.SignHost([]byte(csr), name, hostlink.Identity{Name: name, UID: uid}.URI())
-		if err != nil {
-			return nil, "", err
-		}
-		serial, err := serialOf(cert)
-		return cert, serial, err
-	}
-	f := &fleetServer{listener: listener}
-	f.link = hostlink.NewServer(hostlink.ServerConfig{TLS: authority.HostTLS(), Log: s.Log, Every: s.Beat,
-		Control: control{ctrl, ctx, func() time.Duration { return hostlink.Missed * s.Beat }, s.Log},
-		Leads:   func() (int64, string, bool) { return term, "", true },
-		Admit:   func(id hostlink.Identity) error { return ctrl.Admit(id.Name, id.UID) },
-		Sign: func(ctx context.Context, id hostlink.Identity, csr []byte) ([]byte, error) {
-			cert, serial, err := sign(id.Name, id.UID, string(csr))
-			if err == nil {
-				s.Log.Info("host certificate renewed", "host", id.Name, "serial", serial)
-			}
-			return cert, err
-		}})
-	block, _ := pem.Decode(authority.Certificate())
-	fingerprint := hostlink.Fingerprint(block.Bytes)
-	f.api = &httpapi.Fleet{Token: func(secret string) string { return hostlink.Token{Secret: secret, Fingerprint: fingerprint}.String() },
-		Sign: sign, CheckName: hostlink.CheckName, Authority: string(authority.Certificate()), Servers: []string{endpointHost(listener.Addr().String())},
-		Network: s.instance.CIDR.String(), Forget: f.link.Forget}
-	return f, nil
-}
-
-func serialOf(certPEM []byte) (string, error) {
-	block, _ := pem.Decode(certPEM)
-	cert, err := x509.ParseCertificate(block.Bytes)
-	if err != nil {
-		return "", fmt.Errorf("read the certificate: %w", err)
-	}
-	return cert.SerialNumber.Text(16), nil
+	l.ctrl.Heard(name)
+	return hostlink.Missed * f.beat
 }
 
 // serve accepts hosts until ctx ends.
-func (f *fleetServer) serve(ctx context.Context) error {
+func (f *fleet) serve(ctx context.Context, listener net.Listener) error {
 	stop := context.AfterFunc(ctx, f.link.GRPC().Stop)
 	defer stop()
-	if err := f.link.GRPC().Serve(f.listener); err != nil && ctx.Err() == nil {
+	if err := f.link.GRPC().Serve(listener); err != nil && ctx.Err() == nil && !errors.Is(err, net.ErrClosed) {
 		return fmt.Errorf("listen for hosts: %w", err)
 	}
 	return nil
+}
+
+// take listens on an address of a flag.
+func take(ctx context.Context, flag, addr string) (net.Listener, error) {
+	l, err := port.Take(ctx, port.Patience, func() (net.Listener, error) { return net.Listen("tcp", addr) })
+	if err != nil {
+		return nil, fault.New(fault.Unavailable, "", "%s %s: %v. Choose another address.", flag, addr, err)
+	}
+	return l, nil
 }

@@ -219,13 +219,17 @@ func (s *site) run(ctx context.Context) error {
 	}
 	api := httpapi.Config{Controller: ctrl, Identity: ids, Log: cfg.Log, Version: cfg.Version, Allow: s.allow, Metrics: metrics(h), Stopping: loops.Done()}
 	if cfg.HostsListen != "" {
-		// One server: it leads, and its terms are counted by its starts.
-		fleet, err := openFleet(loops, s, ctrl, authority, time.Now().Unix())
+		hosts, err := take(ctx, "--hosts-listen", cfg.HostsListen)
 		if err != nil {
 			return err
 		}
-		api.Fleet = fleet.api
-		run.Go(func() error { return fleet.serve(loops) })
+		// One server: it leads, and its terms are counted by its starts.
+		lead := &leadership{term: time.Now().Unix(), ctrl: ctrl, holds: func() bool { return true }, ctx: loops}
+		f := &fleet{authority: authority, beat: cfg.Beat, lead: func() *leadership { return lead }, log: cfg.Log,
+			servers: func() []string { return []string{endpointHost(hosts.Addr().String())} }}
+		f.open()
+		api.Fleet = f.api(s.instance.CIDR.String())
+		run.Go(func() error { return f.serve(loops, hosts) })
 	}
 	server := httpapi.Server(httpapi.New(api), cfg.Log)
 	server.TLSConfig = authority.TLS()

@@ -10,6 +10,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/concurrency"
 
+	"spillway.dev/spillway/internal/fault"
 	"spillway.dev/spillway/internal/store"
 )
 
@@ -26,6 +27,7 @@ type Leadership struct {
 	// confirmed is when the store was heard of last, by this process's monotonic clock.
 	confirmed atomic.Int64
 	began     time.Time
+	over      atomic.Bool // given up, or found lost
 }
 
 // Campaign waits until this process leads; value is what the others hear of the leader. ttl is how long the leadership
@@ -93,7 +95,7 @@ func (l *Leadership) Holds() bool {
 	case <-l.session.Done():
 		return false
 	default:
-		return time.Since(l.began)-time.Duration(l.confirmed.Load()) < l.ttl*2/3
+		return !l.over.Load() && time.Since(l.began)-time.Duration(l.confirmed.Load()) < l.ttl*2/3
 	}
 }
 
@@ -104,6 +106,7 @@ const resignTime = time.Second
 func (l *Leadership) Resign() { l.leave() }
 
 func (l *Leadership) leave() {
+	l.over.Store(true)
 	ctx, cancel := context.WithTimeout(context.Background(), resignTime)
 	defer cancel()
 	_, _ = l.store.client.Revoke(ctx, l.session.Lease()) // else it expires
@@ -120,6 +123,19 @@ func (s *Store) Leader(ctx context.Context) (value string, err error) {
 		return "", store.ErrNotFound
 	}
 	return string(resp.Kvs[0].Value), nil
+}
+
+// Candidates are what all that take part in the election said of themselves, the leader first.
+func (s *Store) Candidates(ctx context.Context) ([]string, error) {
+	resp, err := s.client.Get(ctx, store.Leaders+"/", clientv3.WithPrefix(), clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortAscend))
+	if err != nil {
+		return nil, fmt.Errorf("ask for the candidates: %w", err)
+	}
+	var out []string
+	for _, kv := range resp.Kvs {
+		out = append(out, string(kv.Value))
+	}
+	return out, nil
 }
 
 // Fence is a store whose commits succeed only while the leadership lasts: the store itself compares, so that a leader
@@ -141,7 +157,9 @@ func (f *fenced) Commit(ctx context.Context, ops ...store.Op) (int64, error) {
 	}
 	e, getErr := f.leader.store.Get(ctx, f.leader.key)
 	if errors.Is(getErr, store.ErrNotFound) || getErr == nil && e.Revision != f.leader.term {
-		return 0, store.ErrFenced
+		f.leader.over.Store(true)
+		f.leader.end()
+		return 0, errors.Join(store.ErrFenced, fault.New(fault.Unavailable, "", "Another server leads now. Try again."))
 	}
 	return 0, err
 }

@@ -1,0 +1,192 @@
+package platform
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"sync"
+	"time"
+
+	"spillway.dev/spillway/internal/group"
+	"spillway.dev/spillway/internal/identity"
+	"spillway.dev/spillway/internal/store"
+)
+
+// place is where a server is, as it tells the others when it leads.
+type serverPlace struct {
+	ID    string `json:"id"` // one per process
+	API   string `json:"api"`
+	Hosts string `json:"hosts"`
+}
+
+// leaderPatience is how long a request waits for somebody to lead.
+const leaderPatience = 10 * time.Second
+
+// electorate knows who leads.
+type electorate struct {
+	self  serverPlace
+	ask   func(ctx context.Context) (string, error) // etcd's word
+	mu    sync.Mutex                                // guards what follows
+	known serverPlace
+	until time.Time
+	log   *slog.Logger
+}
+
+// leaderFresh is how long an answer is used again. A wrong one costs one attempt.
+const leaderFresh = 200 * time.Millisecond
+
+// leader is the server that leads; ok is false when nobody does, or only a former life of this one.
+func (e *electorate) leader(ctx context.Context) (serverPlace, bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if time.Now().Before(e.until) {
+		return e.known, e.known.ID != ""
+	}
+	text, err := e.ask(ctx)
+	e.known = serverPlace{}
+	if err == nil {
+		err = json.Unmarshal([]byte(text), &e.known)
+	}
+	if err != nil && !errors.Is(err, store.ErrNotFound) && ctx.Err() == nil {
+		e.log.Warn("ask who leads", "error", err)
+	}
+	if e.known.ID == e.self.ID {
+		e.known = serverPlace{}
+	}
+	if e.known.ID != "" {
+		e.until = time.Now().Add(leaderFresh)
+	}
+	return e.known, e.known.ID != ""
+}
+
+// forget makes the next question a real one.
+func (e *electorate) forget() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.until = time.Time{}
+}
+
+// follower passes requests on to the server that leads. It remembers nothing: any server answers any request.
+type follower struct {
+	*electorate
+	transport http.RoundTripper
+	// led gives this server's own API while it leads.
+	led func() http.Handler
+}
+
+func newFollower(e *electorate, authority *identity.Authority, led func() http.Handler) *follower {
+	return &follower{electorate: e, led: led, transport: &http.Transport{ForceAttemptHTTP2: true, MaxIdleConnsPerHost: 64, IdleConnTimeout: time.Minute,
+		DialContext:     (&net.Dialer{Timeout: time.Second}).DialContext,
+		TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: authority.Pool()}}}
+}
+
+// retryPause is the time between two looks for a leader.
+const retryPause = 50 * time.Millisecond
+
+// ServeHTTP implements http.Handler.
+func (f *follower) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if h := f.led(); h != nil {
+		h.ServeHTTP(w, r)
+		return
+	}
+	body, whole, err := keepBody(r)
+	if err != nil {
+		http.Error(w, "the body could not be read", http.StatusBadRequest)
+		return
+	}
+	for deadline := time.Now().Add(leaderPatience); ; {
+		if h := f.led(); h != nil {
+			h.ServeHTTP(w, withBody(r, body, whole))
+			return
+		}
+		if to, ok := f.leader(r.Context()); ok && f.pass(w, withBody(r, body, whole), to) {
+			return
+		}
+		f.forget()
+		if r.Context().Err() != nil || time.Now().After(deadline) || !whole {
+			w.Header().Set("Retry-After", "1")
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusServiceUnavailable)
+			_, _ = io.WriteString(w, `{"error":{"code":"ServiceUnavailable","message":"No server leads at the moment. Try again."}}`)
+			return
+		}
+		select {
+		case <-r.Context().Done():
+		case <-time.After(retryPause):
+		}
+	}
+}
+
+// keepBody holds a body so that the request can be sent twice; whole is false for one that is too large for that.
+func keepBody(r *http.Request) (body []byte, whole bool, err error) {
+	if r.Body == nil || r.Body == http.NoBody {
+		return nil, true, nil
+	}
+	if r.ContentLength < 0 || r.ContentLength > group.MaxBody {
+		return nil, false, nil
+	}
+	body, err = io.ReadAll(io.LimitReader(r.Body, group.MaxBody))
+	return body, true, err
+}
+
+func withBody(r *http.Request, body []byte, whole bool) *http.Request {
+	if whole {
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		r.ContentLength = int64(len(body))
+	}
+	return r
+}
+
+// errNotSent is an attempt of which the other end saw nothing, or that may be made again all the same.
+var errNotSent = errors.New("try again")
+
+// pass sends a request to the leader and its answer to the caller. It is false when nothing was answered and another
+// attempt can do no harm.
+func (f *follower) pass(w http.ResponseWriter, r *http.Request, to serverPlace) (done bool) {
+	target, err := url.Parse(to.API)
+	if err != nil {
+		return false
+	}
+	done = true
+	proxy := &httputil.ReverseProxy{Transport: f.transport, FlushInterval: -1, ErrorLog: slog.NewLogLogger(f.log.Handler(), slog.LevelDebug),
+		Rewrite: func(p *httputil.ProxyRequest) {
+			p.SetURL(target)
+			p.Out.Host = p.In.Host // answers name the address that the caller used
+		},
+		ModifyResponse: func(resp *http.Response) error {
+			if resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get(steppedDown) != "" {
+				return errNotSent
+			}
+			return nil
+		},
+		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
+			if r.Context().Err() == nil && (errors.Is(err, errNotSent) || repeatable(r, err)) {
+				done = false
+				return
+			}
+			w.Header().Set("Retry-After", "1")
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}}
+	proxy.ServeHTTP(w, r)
+	return done
+}
+
+// steppedDown marks the answer of a server that does not lead any more.
+const steppedDown = "X-Spillway-Stepped-Down"
+
+// repeatable says whether a request that failed may be sent again: it changes nothing, or changes the same thing to the
+// same state, or it never left.
+func repeatable(r *http.Request, err error) bool {
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
+		return true
+	}
+	return r.Method != http.MethodPost
+}
