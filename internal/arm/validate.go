@@ -44,7 +44,11 @@ func (d *decoder) counts(s *group.Spec) {
 	}
 	most("containers", len(s.Containers), group.MaxContainers)
 	most("initContainers", len(s.InitContainers), group.MaxInitContainers)
-	most("volumes", len(s.Volumes), group.MaxVolumes)
+	volumes := group.MaxVolumes
+	if d.version.Superset {
+		volumes = group.MaxOwnVolumes
+	}
+	most("volumes", len(s.Volumes), volumes)
 }
 
 func (d *decoder) uniqueNames(s *group.Spec) {

@@ -15,7 +15,9 @@ import (
 const (
 	// DefaultLostAfter is three beats of a host.
 	DefaultLostAfter = 6 * time.Second
-	failoverTick     = 100 * time.Millisecond
+	// reconnectTime is what hosts get to find a server that has just begun to lead, before their silence counts.
+	reconnectTime = 5 * time.Second
+	failoverTick  = 100 * time.Millisecond
 	// failoverBatch is how many groups are started elsewhere in a tick. Many hosts that fall silent at once look as a
 	// network does that is cut: what is left must not be overrun.
 	failoverBatch = 20

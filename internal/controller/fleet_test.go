@@ -154,7 +154,9 @@ func TestLostHostsGroupsStartElsewhere(t *testing.T) {
 	if h, err := c.DescribeHost("h1"); err != nil || h.State != host.NotReady {
 		t.Errorf("state of a silent host = %q, %v, want NotReady", h.State, err)
 	}
-	awaitView(t, c, "web", "the other host", func(v arm.View) bool { return v.Group.Host == "h2" && v.Status != nil && v.Status.State == group.Running })
+	awaitView(t, c, "web", "the other host", func(v arm.View) bool {
+		return v.Group.Host == "h2" && v.Status != nil && v.Status.State == group.Running
+	})
 	awaitView(t, c, "job", "failure", func(v arm.View) bool { return v.Status != nil && v.Status.State == group.Failed })
 	if v := mustGet(t, c, "web"); v.Group.Epoch != 2 || len(v.Group.Events) != 1 || !strings.Contains(v.Group.Events[0].Message, "h1") {
 		t.Errorf("epoch %d and events %+v after the loss", v.Group.Epoch, v.Group.Events)
@@ -167,7 +169,10 @@ func TestLostHostsGroupsStartElsewhere(t *testing.T) {
 	}
 	// It comes back, and stops what was started elsewhere.
 	c.Connect(one)
-	eventually(t, "the end of the first copy", func() bool { s, ok := one.Status(mustGet(t, c, "web").Group.UID); return !ok || s.State.Ended() || s.Gone })
+	eventually(t, "the end of the first copy", func() bool {
+		s, ok := one.Status(mustGet(t, c, "web").Group.UID)
+		return !ok || s.State.Ended() || s.Gone
+	})
 	if h, _ := c.DescribeHost("h1"); h.State != host.Ready {
 		t.Errorf("state of a host that is back = %q", h.State)
 	}

@@ -51,7 +51,11 @@ func (c *Controller) applyHost(ch store.Change) error {
 	}
 	c.idx.hosts[name] = r
 	if r.UID != "" && c.links[name] == nil && c.absent[name] == nil {
-		c.absent[name] = &absence{since: c.cfg.Now()}
+		since := c.cfg.Now()
+		if c.feed == nil { // this process has just begun: hosts have to find it first
+			since = since.Add(reconnectTime)
+		}
+		c.absent[name] = &absence{since: since}
 	}
 	c.showHost(name)
 	return nil

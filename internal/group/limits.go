@@ -6,7 +6,8 @@ import "time"
 const (
 	MaxContainers     = 60
 	MaxInitContainers = 59
-	MaxVolumes        = 20
+	MaxVolumes        = 20           // in Azure's versions of the API
+	MaxOwnVolumes     = 256          // in the superset: a pod's list may be long
 	MaxPorts          = 5            // per IP address
 	MaxMilliCPU       = 31_000       // per group
 	MaxMemory         = 240 << 30    // bytes, per group

@@ -131,7 +131,7 @@ func (c *Client) retained(uids map[string]bool) {
 // Pauses between attempts to connect.
 const (
 	firstPause = 100 * time.Millisecond
-	mostPause  = 2 * time.Second
+	mostPause  = 500 * time.Millisecond // servers elect a leader within a few seconds: hosts shall be there then
 	dialTime   = 5 * time.Second
 )
 
@@ -151,7 +151,7 @@ func (c *Client) Run(ctx context.Context) error {
 		}
 		leader := leaderIn(err)
 		c.cfg.Log.Info("connection to the servers ended", "server", to, "error", err)
-		if time.Since(began) > mostPause {
+		if time.Since(began) > dialTime {
 			pause = firstPause
 		}
 		if to = leader; to != "" && pause == firstPause {

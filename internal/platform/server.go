@@ -253,8 +253,11 @@ func (r *replica) lead(ctx context.Context, l *etcd.Leadership) error {
 	if err := ensureDefaults(ctx, ctrl, ids, r.Location); err != nil {
 		return err
 	}
-	if _, err := ids.WriteClient(ctx, r.DataDir, r.self.API, r.Location, first); err != nil {
-		return err
+	// The administrator's credentials are on the server that led first; the others have none to give.
+	if _, err := os.Stat(filepath.Join(r.DataDir, identity.ClientFile)); first != nil || err == nil {
+		if _, err := ids.WriteClient(ctx, r.DataDir, r.self.API, r.Location, first); err != nil {
+			return err
+		}
 	}
 	run, loops := errgroup.WithContext(ctx)
 	run.Go(func() error { return ctrl.Run(loops) })

@@ -1,0 +1,365 @@
+package test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.uber.org/zap"
+
+	"spillway.dev/spillway/internal/client"
+	"spillway.dev/spillway/internal/fault"
+	"spillway.dev/spillway/internal/host"
+	store "spillway.dev/spillway/internal/store/etcd"
+)
+
+// beat is the hosts' in these tests: a host is lost after three.
+const beat = 500 * time.Millisecond
+
+// fleetHost is a `spillway agent`.
+type fleetHost struct {
+	*testing.T
+	name, dir string
+	bin       binaries
+	cmd       *exec.Cmd
+	log       *os.File
+}
+
+// joinHost starts a host that joins with a token; at the test's end it is purged and the machine looked over.
+func joinHost(t *testing.T, bin binaries, server, token, name string) *fleetHost {
+	t.Helper()
+	dir, err := os.MkdirTemp(work, "host-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	log, err := os.Create(dir + ".log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &fleetHost{T: t, name: name, dir: dir, bin: bin, log: log}
+	t.Cleanup(h.destroy)
+	h.start("--server", server, "--token", token, "--name", name)
+	return h
+}
+
+// start starts the process and waits for its ready line.
+func (h *fleetHost) start(args ...string) {
+	h.Helper()
+	h.cmd = exec.Command(h.bin.spillway, append([]string{"agent", "--data-dir", h.dir, "--pool", "2"}, args...)...)
+	h.cmd.Env = append(os.Environ(), "SPILLWAY_KEEPER="+h.bin.keeper)
+	h.cmd.Stderr = h.log
+	stdout, err := h.cmd.StdoutPipe()
+	if err == nil {
+		err = h.cmd.Start()
+	}
+	if err != nil {
+		h.Fatal(err)
+	}
+	if line, _ := bufio.NewReader(stdout).ReadString('\n'); line != "ready "+h.name+"\n" {
+		body, _ := os.ReadFile(h.dir + ".log")
+		h.Fatalf("host %s said %q\n%s", h.name, line, body)
+	}
+}
+
+func (h *fleetHost) signal(sig syscall.Signal) {
+	_ = h.cmd.Process.Signal(sig)
+	_ = h.cmd.Wait()
+}
+
+func (h *fleetHost) destroy() {
+	end(h.cmd)
+	id, gateway, err := instanceOf(h.dir)
+	if err != nil {
+		h.Error(err)
+		return
+	}
+	if out, err := exec.Command(h.bin.spillway, "down", "--purge", "--data-dir", h.dir).CombinedOutput(); err != nil {
+		h.Errorf("purge host %s: %v\n%s", h.name, err, out)
+	}
+	if err := leftovers(id, h.dir, gateway); err != nil {
+		h.Errorf("host %s: %v", h.name, err)
+	}
+	if h.Failed() {
+		body, _ := os.ReadFile(h.dir + ".log")
+		h.Logf("log of host %s:\n%s", h.name, body[max(0, len(body)-6000):])
+	}
+}
+
+// state waits until a host is in a state.
+func awaitHost(t *testing.T, c *client.Client, name string, want host.State) {
+	t.Helper()
+	var last string
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		h, err := c.Host(t.Context(), name)
+		if err == nil && h.State == want {
+			return
+		}
+		last = fmt.Sprintf("%+v, %v", h, err)
+	}
+	t.Fatalf("host %s did not become %q: %s", name, want, last)
+}
+
+// endpointOf is where the platform of a data directory answers.
+func endpointOf(t *testing.T, dir string) string {
+	t.Helper()
+	cfg, err := client.LoadConfig(filepath.Join(dir, "client.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cfg.Endpoint
+}
+
+func token(t *testing.T, c *client.Client) string {
+	t.Helper()
+	made, err := c.CreateToken(t.Context(), client.JoinToken{}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return made.Token
+}
+
+// TestFleet lets a second host join, runs groups there, kills it, and finds its groups on the first; then it comes back.
+func TestFleet(t *testing.T) {
+	t.Parallel()
+	p := startPlatform(t, options{args: []string{"--hosts-listen", "127.0.0.1:0", "--beat", beat.String()}})
+	own, err := p.client.Hosts(t.Context())
+	if err != nil || len(own) != 1 {
+		t.Fatalf("hosts = %v, %v", own, err)
+	}
+	secret := token(t, p.client)
+	h := joinHost(t, p.bin, endpointOf(t, p.dir), secret, "second")
+	awaitHost(t, p.client, "second", host.Ready)
+	if err := p.importImage(busybox()); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command(p.bin.spillway, "agent", "--data-dir", t.TempDir(), "--server", endpointOf(t, p.dir), "--token", secret, "--name", "third").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "used before") {
+		t.Errorf("a token bought two hosts: %v, %s", err, out)
+	}
+
+	if _, err := p.client.HostAction(t.Context(), own[0].Name, "cordon"); err != nil {
+		t.Fatal(err)
+	}
+	always := p.create("always", []M{container("c", sleeper)}, M{"restartPolicy": "Always"})
+	once := p.create("once", []M{container("c", sleeper)}, M{"restartPolicy": "Never"})
+	for _, n := range []string{always, once} {
+		if g := p.running(n); g.Properties.Host != "second" {
+			t.Fatalf("group %s runs on %s, which is cordoned", n, g.Properties.Host)
+		}
+	}
+	// Streams go over the host's own connection.
+	if out, code := p.exec(always, "c", "echo $((6*7)); exit 3"); out != "42" || code != 3 {
+		t.Errorf("exec on the other host = %q, %d", out, code)
+	}
+	if _, err := p.client.HostAction(t.Context(), own[0].Name, "uncordon"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.client.RemoveHost(t.Context(), "second"); fault.KindOf(err) != fault.Conflict {
+		t.Errorf("removal of a host with groups: %v, want a conflict", err)
+	}
+
+	h.signal(syscall.SIGKILL)
+	awaitHost(t, p.client, "second", host.Lost)
+	p.await(always, "a start on the first host", func(g *client.Group) bool { return g.Properties.Host == own[0].Name && g.State() == "Running" })
+	p.await(once, "its failure", func(g *client.Group) bool { return g.State() == "Failed" })
+	h.start()
+	awaitHost(t, p.client, "second", host.Ready)
+	id, _, err := instanceOf(h.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the end of what was started elsewhere", func() bool {
+		records, _ := (&process{id: id}).records()
+		for _, r := range records {
+			if !r.Exited {
+				return false
+			}
+		}
+		return true
+	})
+	for _, n := range []string{always, once} {
+		p.remove(n)
+	}
+	if _, err := p.client.RemoveHost(t.Context(), "second"); err != nil {
+		t.Error(err)
+	}
+	if _, err := p.client.Host(t.Context(), "second"); fault.KindOf(err) != fault.NotFound {
+		t.Errorf("a removed host: %v, want not found", err)
+	}
+}
+
+// startEtcd runs an etcd of this test, and gives its endpoint.
+func startEtcd(t *testing.T) string {
+	t.Helper()
+	cfg := embed.NewConfig()
+	cfg.Dir, cfg.LogLevel = t.TempDir(), "error"
+	listen, peer := "http://"+keptPort(t), "http://"+keptPort(t)
+	parse := func(text string) []url.URL {
+		u, err := url.Parse(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return []url.URL{*u}
+	}
+	cfg.ListenClientUrls, cfg.AdvertiseClientUrls, cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = parse(listen), parse(listen), parse(peer), parse(peer)
+	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
+	e, err := embed.StartEtcd(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(e.Close)
+	<-e.Server.ReadyNotify()
+	return listen
+}
+
+// serverProcess is a `spillway server`.
+type serverProcess struct {
+	cmd      *exec.Cmd
+	endpoint string
+}
+
+// TestServers runs three servers over one etcd with a host, and kills the one that leads, again and again: whichever is
+// asked answers, what was written stays, and no container starts again.
+func TestServers(t *testing.T) {
+	t.Parallel()
+	bin, err := built()
+	if err != nil {
+		t.Fatal(err)
+	}
+	etcd, dir := startEtcd(t), t.TempDir()
+	servers, ports := map[string]*serverProcess{}, map[string]string{"a": keptPort(t), "b": keptPort(t), "c": keptPort(t)}
+	t.Cleanup(func() {
+		for _, s := range servers {
+			end(s.cmd)
+		}
+	})
+	start := func(name string) {
+		t.Helper()
+		log, err := os.OpenFile(filepath.Join(dir, name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer log.Close()
+		cmd := exec.Command(bin.spillway, "server", "--data-dir", filepath.Join(dir, name), "--listen", ports[name], "--hosts-listen", "127.0.0.1:0",
+			"--etcd", etcd, "--store-key", filepath.Join(dir, "store.key"), "--beat", beat.String())
+		cmd.Stderr = log
+		stdout, err := cmd.StdoutPipe()
+		if err == nil {
+			err = cmd.Start()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		line, _ := bufio.NewReader(stdout).ReadString('\n')
+		servers[name] = &serverProcess{cmd, ""}
+		endpoint, ok := strings.CutPrefix(strings.TrimSpace(line), "ready ")
+		if !ok {
+			t.Fatalf("server %s said %q", name, line)
+		}
+		servers[name].endpoint = endpoint
+	}
+	t.Cleanup(func() {
+		if !t.Failed() {
+			return
+		}
+		for _, name := range []string{"a", "b", "c"} {
+			body, _ := os.ReadFile(filepath.Join(dir, name+".log"))
+			t.Logf("log of server %s:\n%s", name, body[max(0, len(body)-4000):])
+		}
+	})
+	for _, name := range []string{"a", "b", "c"} {
+		start(name)
+	}
+	admin := filepath.Join(dir, "a", "client.json")
+	waitFor(t, "an administrator", func() bool { return exists(admin) })
+	// at is a client of one server.
+	at := func(name string) *client.Client {
+		t.Helper()
+		cfg, err := client.LoadConfig(admin)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg.Endpoint = servers[name].endpoint
+		c, err := client.New(*cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(c.Close)
+		return c
+	}
+	h := joinHost(t, bin, servers["b"].endpoint, token(t, at("c")), "h1")
+	awaitHost(t, at("b"), "h1", host.Ready)
+	p := (&platform{process: &process{bin: bin, dir: h.dir}, client: at("c")}).in(t)
+	if err := p.importImage(busybox()); err != nil {
+		t.Fatal(err)
+	}
+	g := p.running(p.create("stays", []M{container("c", sleeper)}, M{"restartPolicy": "Always"}))
+	for round, lead := range []string{"a", "", ""} {
+		if lead == "" {
+			lead = leaderOf(t, etcd, servers)
+		}
+		began := time.Now()
+		_ = servers[lead].cmd.Process.Kill()
+		_ = servers[lead].cmd.Wait()
+		delete(servers, lead)
+		for name := range servers {
+			c := at(name)
+			if _, err := c.PutResourceGroup(t.Context(), fmt.Sprintf("after-%d-%s", round, name), nil); err != nil {
+				t.Errorf("a write by way of %s, %s after the leader's end: %v", name, time.Since(began), err)
+			}
+		}
+		t.Logf("round %d: all servers wrote again after %s", round, time.Since(began).Round(time.Millisecond))
+		start(lead)
+		awaitHost(t, at(lead), "h1", host.Ready)
+	}
+	p.client = at("b")
+	if after := p.running(g.Name); after.Properties.UID != g.Properties.UID || after.Properties.Epoch != g.Properties.Epoch || restarts(after, 0) != 0 {
+		t.Errorf("group after the kills: uid %s, epoch %d, %d restarts", after.Properties.UID, after.Properties.Epoch, restarts(after, 0))
+	}
+	p.remove(g.Name)
+}
+
+// leaderOf finds which server leads, by what etcd says.
+func leaderOf(t *testing.T, etcd string, servers map[string]*serverProcess) string {
+	t.Helper()
+	var found string
+	waitFor(t, "a leader", func() bool {
+		value, err := leaderValue(t.Context(), etcd)
+		for name, s := range servers {
+			if err == nil && s.endpoint == value {
+				found = name
+			}
+		}
+		return found != ""
+	})
+	return found
+}
+
+func leaderValue(ctx context.Context, etcd string) (string, error) {
+	c, err := clientv3.New(clientv3.Config{Endpoints: []string{etcd}, DialTimeout: patience, Logger: zap.NewNop()})
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	text, err := store.New(c).Leader(ctx)
+	if err != nil {
+		return "", err
+	}
+	var place struct{ API string }
+	if err := json.Unmarshal([]byte(text), &place); err != nil || place.API == "" {
+		return "", errors.Join(err, fmt.Errorf("the leader says %q", text))
+	}
+	return place.API, nil
+}
