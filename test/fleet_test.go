@@ -230,115 +230,130 @@ type serverProcess struct {
 	endpoint string
 }
 
-// TestServers runs three servers over one etcd with a host, and kills the one that leads, again and again: whichever is
-// asked answers, what was written stays, and no container starts again.
-func TestServers(t *testing.T) {
-	t.Parallel()
+// servers are those of one fleet, over an etcd of the test.
+type servers struct {
+	*testing.T
+	bin       binaries
+	dir, etcd string
+	ports     map[string]string
+	running   map[string]*serverProcess
+}
+
+// startServers runs three.
+func startServers(t *testing.T) *servers {
+	t.Helper()
 	bin, err := built()
 	if err != nil {
 		t.Fatal(err)
 	}
-	etcd, dir := startEtcd(t), t.TempDir()
-	servers, ports := map[string]*serverProcess{}, map[string]string{"a": keptPort(t), "b": keptPort(t), "c": keptPort(t)}
+	s := &servers{T: t, bin: bin, etcd: startEtcd(t), dir: t.TempDir(), running: map[string]*serverProcess{}, ports: map[string]string{}}
 	t.Cleanup(func() {
-		for _, s := range servers {
-			end(s.cmd)
-		}
-	})
-	start := func(name string) {
-		t.Helper()
-		log, err := os.OpenFile(filepath.Join(dir, name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer log.Close()
-		cmd := exec.Command(bin.spillway, "server", "--data-dir", filepath.Join(dir, name), "--listen", ports[name], "--hosts-listen", "127.0.0.1:0",
-			"--etcd", etcd, "--store-key", filepath.Join(dir, "store.key"), "--beat", beat.String())
-		cmd.Stderr = log
-		stdout, err := cmd.StdoutPipe()
-		if err == nil {
-			err = cmd.Start()
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		line, _ := bufio.NewReader(stdout).ReadString('\n')
-		servers[name] = &serverProcess{cmd, ""}
-		endpoint, ok := strings.CutPrefix(strings.TrimSpace(line), "ready ")
-		if !ok {
-			t.Fatalf("server %s said %q", name, line)
-		}
-		servers[name].endpoint = endpoint
-	}
-	t.Cleanup(func() {
-		if !t.Failed() {
-			return
-		}
-		for _, name := range []string{"a", "b", "c"} {
-			body, _ := os.ReadFile(filepath.Join(dir, name+".log"))
-			t.Logf("log of server %s:\n%s", name, body[max(0, len(body)-4000):])
+		for name, r := range s.running {
+			end(r.cmd)
+			if body, _ := os.ReadFile(filepath.Join(s.dir, name+".log")); t.Failed() {
+				t.Logf("log of server %s:\n%s", name, body[max(0, len(body)-4000):])
+			}
 		}
 	})
 	for _, name := range []string{"a", "b", "c"} {
-		start(name)
+		s.ports[name] = keptPort(t)
+		s.start(name)
 	}
-	admin := filepath.Join(dir, "a", "client.json")
-	waitFor(t, "an administrator", func() bool { return exists(admin) })
-	// at is a client of one server.
-	at := func(name string) *client.Client {
-		t.Helper()
-		cfg, err := client.LoadConfig(admin)
-		if err != nil {
-			t.Fatal(err)
-		}
-		cfg.Endpoint = servers[name].endpoint
-		c, err := client.New(*cfg)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(c.Close)
-		return c
+	waitFor(t, "an administrator", func() bool { return exists(s.admin()) })
+	return s
+}
+
+// admin is where the server that led first has put the administrator's credentials.
+func (s *servers) admin() string { return filepath.Join(s.dir, "a", "client.json") }
+
+func (s *servers) start(name string) {
+	s.Helper()
+	log, err := os.OpenFile(filepath.Join(s.dir, name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		s.Fatal(err)
 	}
-	h := joinHost(t, bin, servers["b"].endpoint, token(t, at("c")), "h1")
-	awaitHost(t, at("b"), "h1", host.Ready)
-	p := (&platform{process: &process{bin: bin, dir: h.dir}, client: at("c")}).in(t)
+	defer log.Close()
+	cmd := exec.Command(s.bin.spillway, "server", "--data-dir", filepath.Join(s.dir, name), "--listen", s.ports[name], "--hosts-listen", "127.0.0.1:0",
+		"--etcd", s.etcd, "--store-key", filepath.Join(s.dir, "store.key"), "--beat", beat.String())
+	cmd.Stderr = log
+	stdout, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		s.Fatal(err)
+	}
+	s.running[name] = &serverProcess{cmd: cmd}
+	line, _ := bufio.NewReader(stdout).ReadString('\n')
+	endpoint, ok := strings.CutPrefix(strings.TrimSpace(line), "ready ")
+	if !ok {
+		s.Fatalf("server %s said %q", name, line)
+	}
+	s.running[name].endpoint = endpoint
+}
+
+// kill ends a server as nobody likes it.
+func (s *servers) kill(name string) {
+	_ = s.running[name].cmd.Process.Kill()
+	_ = s.running[name].cmd.Wait()
+	delete(s.running, name)
+}
+
+// at is a client of one server.
+func (s *servers) at(name string) *client.Client {
+	s.Helper()
+	cfg, err := client.LoadConfig(s.admin())
+	if err != nil {
+		s.Fatal(err)
+	}
+	cfg.Endpoint = s.running[name].endpoint
+	c, err := client.New(*cfg)
+	if err != nil {
+		s.Fatal(err)
+	}
+	s.Cleanup(c.Close)
+	return c
+}
+
+// TestServers runs three servers over one etcd with a host, and kills the one that leads, again and again: whichever is
+// asked answers, what was written stays, and no container starts again.
+func TestServers(t *testing.T) {
+	t.Parallel()
+	s := startServers(t)
+	h := joinHost(t, s.bin, s.running["b"].endpoint, token(t, s.at("c")), "h1")
+	awaitHost(t, s.at("b"), "h1", host.Ready)
+	p := (&platform{process: &process{bin: s.bin, dir: h.dir}, client: s.at("c")}).in(t)
 	if err := p.importImage(busybox()); err != nil {
 		t.Fatal(err)
 	}
 	g := p.running(p.create("stays", []M{container("c", sleeper)}, M{"restartPolicy": "Always"}))
-	for round, lead := range []string{"a", "", ""} {
-		if lead == "" {
-			lead = leaderOf(t, etcd, servers)
-		}
+	for round := range 3 {
+		lead := s.leader()
 		began := time.Now()
-		_ = servers[lead].cmd.Process.Kill()
-		_ = servers[lead].cmd.Wait()
-		delete(servers, lead)
-		for name := range servers {
-			c := at(name)
-			if _, err := c.PutResourceGroup(t.Context(), fmt.Sprintf("after-%d-%s", round, name), nil); err != nil {
+		s.kill(lead)
+		for name := range s.running {
+			if _, err := s.at(name).PutResourceGroup(t.Context(), fmt.Sprintf("after-%d-%s", round, name), nil); err != nil {
 				t.Errorf("a write by way of %s, %s after the leader's end: %v", name, time.Since(began), err)
 			}
 		}
 		t.Logf("round %d: all servers wrote again after %s", round, time.Since(began).Round(time.Millisecond))
-		start(lead)
-		awaitHost(t, at(lead), "h1", host.Ready)
+		s.start(lead)
+		awaitHost(t, s.at(lead), "h1", host.Ready)
 	}
-	p.client = at("b")
 	if after := p.running(g.Name); after.Properties.UID != g.Properties.UID || after.Properties.Epoch != g.Properties.Epoch || restarts(after, 0) != 0 {
 		t.Errorf("group after the kills: uid %s, epoch %d, %d restarts", after.Properties.UID, after.Properties.Epoch, restarts(after, 0))
 	}
 	p.remove(g.Name)
 }
 
-// leaderOf finds which server leads, by what etcd says.
-func leaderOf(t *testing.T, etcd string, servers map[string]*serverProcess) string {
-	t.Helper()
+// leader finds which server leads, by what etcd says.
+func (s *servers) leader() string {
+	s.Helper()
 	var found string
-	waitFor(t, "a leader", func() bool {
-		value, err := leaderValue(t.Context(), etcd)
-		for name, s := range servers {
-			if err == nil && s.endpoint == value {
+	waitFor(s.T, "a leader", func() bool {
+		value, err := leaderValue(s.Context(), s.etcd)
+		for name, r := range s.running {
+			if err == nil && r.endpoint == value {
 				found = name
 			}
 		}
