@@ -29,6 +29,7 @@ const (
 type absence struct {
 	since time.Time // when it was heard of last
 	lost  bool
+	empty bool // all that had to go elsewhere has; a lost host gets no new groups
 }
 
 // failoverLoop declares hosts lost and starts their groups elsewhere, until ctx ends.
@@ -89,18 +90,20 @@ func (c *Controller) moveLost(ctx context.Context) (stuck bool) {
 
 // displaced are the groups of lost hosts that should run, the oldest first, as many as may be moved at once.
 func (c *Controller) displaced() []*group.Group {
-	c.mu.RLock()
-	defer c.mu.RUnlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	var out []*group.Group
 	for name, a := range c.absent {
-		if !a.lost {
+		if !a.lost || a.empty {
 			continue
 		}
+		before := len(out)
 		for _, g := range c.idx.onHost(name) {
 			if e := c.idx.byUID[g.UID]; g.Desired == group.Run && !e.settled() {
 				out = append(out, g)
 			}
 		}
+		a.empty = len(out) == before
 	}
 	slices.SortFunc(out, func(a, b *group.Group) int {
 		if d := a.Created.Compare(b.Created); d != 0 {
