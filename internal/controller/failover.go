@@ -88,7 +88,8 @@ func (c *Controller) moveLost(ctx context.Context) (stuck bool) {
 	return stuck
 }
 
-// displaced are the groups of lost hosts that should run, the oldest first, as many as may be moved at once.
+// displaced are the groups of lost hosts that should run, the oldest first, as many as may be moved at once. Those that
+// should go are gone: their host is told so when it comes back.
 func (c *Controller) displaced() []*group.Group {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -99,7 +100,10 @@ func (c *Controller) displaced() []*group.Group {
 		}
 		before := len(out)
 		for _, g := range c.idx.onHost(name) {
-			if e := c.idx.byUID[g.UID]; g.Desired == group.Run && !e.settled() {
+			switch e := c.idx.byUID[g.UID]; {
+			case g.Desired == group.Delete:
+				c.gone.add(g.UID)
+			case !e.settled():
 				out = append(out, g)
 			}
 		}
@@ -116,6 +120,9 @@ func (c *Controller) displaced() []*group.Group {
 
 // displace starts a group of a lost host elsewhere, with an event that says so. One that must never start twice ends.
 func (c *Controller) displace(ctx context.Context, lost *group.Group) error {
+	if lost.Desired == group.Stop {
+		return c.endLost(lost)
+	}
 	res, err := c.change(ctx, lost.Ref, func(e *entry) (*group.Group, error) {
 		g := e.group
 		if g.UID != lost.UID || g.Host != lost.Host || g.Desired != group.Run || e.settled() {
@@ -132,7 +139,7 @@ func (c *Controller) displace(ctx context.Context, lost *group.Group) error {
 		} else {
 			text += "the group is started elsewhere."
 		}
-		next.Events = group.AddEvent(slices.Clone(g.Events), c.cfg.Now().UTC(), group.Warning, "HostLost", text)
+		next.Events = group.AddEvent(slices.Clone(g.Events), c.cfg.Now().UTC(), group.Warning, eventLost, text)
 		return next, nil
 	})
 	if err != nil || !res.Changed {
@@ -141,10 +148,28 @@ func (c *Controller) displace(ctx context.Context, lost *group.Group) error {
 	g := res.View.Group
 	c.cfg.Log.Warn("group of a lost host", "group", g.Ref.Name, "uid", g.UID, "from", lost.Host, "to", g.Host, "desired", string(g.Desired))
 	if g.Desired == group.Stop {
-		c.Report(g.Host, lostStatus(g, res.View.Status, c.cfg.Now().UTC()))
+		return c.endLost(g)
 	}
 	return nil
 }
+
+// endLost writes down how a group ended that stops on a lost host: one that was asked to stop is stopped, one that must
+// not start twice has failed.
+func (c *Controller) endLost(g *group.Group) error {
+	v, err := c.Get(g.Ref)
+	if err != nil {
+		return err
+	}
+	state := group.Stopped
+	if n := len(g.Events); n > 0 && g.Events[n-1].Name == eventLost {
+		state = group.Failed
+	}
+	c.Report(g.Host, lostStatus(g, v.Status, state, c.cfg.Now().UTC()))
+	return nil
+}
+
+// eventLost is the event of a group whose host was lost.
+const eventLost = "HostLost"
 
 func (c *Controller) heardLast(name string) time.Time {
 	c.mu.RLock()
@@ -156,12 +181,12 @@ func (c *Controller) heardLast(name string) time.Time {
 }
 
 // lostStatus is the end of a group that is not started again: how its containers ended nobody knows.
-func lostStatus(g *group.Group, last *group.Status, now time.Time) group.Status {
+func lostStatus(g *group.Group, last *group.Status, state group.State, now time.Time) group.Status {
 	s := group.Status{UID: g.UID}
 	if last != nil {
 		s = *last
 	}
-	s.Generation, s.Epoch, s.State, s.Finished = g.Generation, g.Epoch, group.Failed, now
+	s.Generation, s.Epoch, s.State, s.Finished = g.Generation, g.Epoch, state, now
 	s.Reason = "HostLost: the host " + g.Host + " was lost while the group ran"
 	s.Init, s.Containers = lostContainers(s.Init, now), lostContainers(s.Containers, now)
 	return s

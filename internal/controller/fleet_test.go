@@ -181,6 +181,38 @@ func TestLostHostsGroupsStartElsewhere(t *testing.T) {
 	}
 }
 
+func TestLostHostCanBeForgotten(t *testing.T) {
+	c := fleet(t)
+	join(t, c, "h1")
+	for _, name := range []string{"deleted", "stopped"} {
+		putAlways(t, c, name)
+		await(t, c, name, group.Running)
+	}
+	put(t, c, "ended", "run=1ms")
+	await(t, c, "ended", group.Succeeded)
+	link, _ := c.Host("h1")
+	c.Disconnect(link, time.Now(), errors.New("test"))
+	eventually(t, "the loss", func() bool { h, _ := c.DescribeHost("h1"); return h.State == host.Lost })
+	if _, err := c.Delete(t.Context(), ref("deleted"), nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Stop(t.Context(), ref("stopped")); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the end of the deleted group", func() bool { _, err := c.Get(ref("deleted")); return fault.KindOf(err) == fault.NotFound })
+	eventually(t, "that nothing is left to do", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.absent["h1"].empty })
+	if _, err := c.Delete(t.Context(), ref("ended"), nil); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the end of a group that is deleted later", func() bool { _, err := c.Get(ref("ended")); return fault.KindOf(err) == fault.NotFound })
+	if v := mustGet(t, c, "stopped"); v.Status.State != group.Stopped {
+		t.Errorf("the group that was asked to stop is %s", v.Status.State)
+	}
+	if _, err := c.RemoveHost(t.Context(), "h1"); err != nil {
+		t.Errorf("removal of a lost host without groups: %v", err)
+	}
+}
+
 func TestGroupsOfALostHostWaitForRoom(t *testing.T) {
 	c := fleet(t)
 	join(t, c, "h1")

@@ -167,6 +167,9 @@ func (c *Controller) putGroup(g *group.Group, revision int64) bool {
 		c.idx.byRG[scope][key] = e
 	}
 	e.group, e.revision = g, revision
+	if a := c.absent[g.Host]; a != nil {
+		a.empty = false // what is wanted of it has changed
+	}
 	c.idx.account(e)
 	c.followTarget(e, false)
 	c.feed.publish(kind, e.view())

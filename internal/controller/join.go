@@ -189,7 +189,7 @@ func (c *Controller) RemoveHost(ctx context.Context, name string) (host.Host, er
 	}
 	left := 0
 	for _, g := range c.idx.onHost(name) {
-		if e := c.idx.byUID[g.UID]; g.Desired != group.Run || e.holds() {
+		if e := c.idx.byUID[g.UID]; g.Desired == group.Delete || e.holds() {
 			left++
 		}
 	}
