@@ -16,16 +16,22 @@ import (
 // maxPage is the most groups of one page.
 const maxPage = 1000
 
-func (a *api) putGroup(c *call) error {
-	ref := c.ref()
+// group reads the group of a body.
+func (c *call) group() (ref group.Ref, req *arm.Request, err error) {
+	ref = c.ref()
 	if err := arm.CheckGroupName(ref.Name); err != nil {
-		return err
+		return ref, nil, err
 	}
 	body, err := c.body()
 	if err != nil {
-		return err
+		return ref, nil, err
 	}
-	req, err := arm.Decode(body, c.version, ref.Name)
+	req, err = arm.Decode(body, c.version, ref.Name)
+	return ref, req, err
+}
+
+func (a *api) putGroup(c *call) error {
+	ref, req, err := c.group()
 	if err != nil {
 		return err
 	}
@@ -48,15 +54,7 @@ func (a *api) putGroup(c *call) error {
 
 // explainPlacement says where the group of a body would go, and creates nothing.
 func (a *api) explainPlacement(c *call) error {
-	ref := c.ref()
-	if err := arm.CheckGroupName(ref.Name); err != nil {
-		return err
-	}
-	body, err := c.body()
-	if err != nil {
-		return err
-	}
-	req, err := arm.Decode(body, c.version, ref.Name)
+	ref, req, err := c.group()
 	if err != nil {
 		return err
 	}

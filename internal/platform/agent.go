@@ -55,14 +55,7 @@ func Agent(ctx context.Context, cfg Config, j Joining) error {
 	if os.Getuid() != 0 {
 		return fault.New(fault.Denied, "", "spillway agent must run as root: it makes namespaces, cgroups and mounts.")
 	}
-	var err error
-	if cfg.DataDir, err = filepath.Abs(cfg.DataDir); err != nil {
-		return err
-	}
-	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
-		return err
-	}
-	lock, err := lockDir(cfg.DataDir)
+	lock, err := cfg.enter()
 	if err != nil {
 		return err
 	}

@@ -123,6 +123,17 @@ func writeSynced(path string, body []byte) error {
 	return os.Rename(path+".new", path)
 }
 
+// enter makes the data directory, and this process the only one that uses it.
+func (c *Config) enter() (lock *os.File, err error) {
+	if c.DataDir, err = filepath.Abs(c.DataDir); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
+		return nil, err
+	}
+	return lockDir(c.DataDir)
+}
+
 // lockDir makes sure that one platform at a time uses a data directory; the file holds its process id.
 func lockDir(dir string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, "up.lock"), os.O_CREATE|os.O_RDWR, 0o600)

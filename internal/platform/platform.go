@@ -125,15 +125,7 @@ func Up(ctx context.Context, cfg Config) error {
 	if os.Getuid() != 0 {
 		return fault.New(fault.Denied, "", "spillway up must run as root: it makes namespaces, cgroups and mounts.")
 	}
-	var err error
-	cfg.DataDir, err = filepath.Abs(cfg.DataDir)
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
-		return err
-	}
-	lock, err := lockDir(cfg.DataDir)
+	lock, err := cfg.enter()
 	if err != nil {
 		return err
 	}

@@ -52,14 +52,7 @@ func Server(ctx context.Context, cfg Config, kept Store) error {
 	if err := cfg.validate(); err != nil {
 		return err
 	}
-	var err error
-	if cfg.DataDir, err = filepath.Abs(cfg.DataDir); err != nil {
-		return err
-	}
-	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
-		return err
-	}
-	lock, err := lockDir(cfg.DataDir)
+	lock, err := cfg.enter()
 	if err != nil {
 		return err
 	}
