@@ -153,6 +153,8 @@ func (r *remote) converse(ctx context.Context, o open, s host.Streams, progress 
 	}()
 	select {
 	case <-ctx.Done():
+		done()
+		<-ended // the caller's writers are not touched after the return
 		return ending{}, ctx.Err()
 	case res := <-ended:
 		return res.e, res.err
