@@ -43,7 +43,7 @@ type virtualCluster struct {
 
 // builtNode is the virtual node's program.
 var builtNode = sync.OnceValues(func() (string, error) {
-	out := filepath.Join(work, "bin", "spillway-node")
+	out := filepath.Join(work, "node", "spillway-node") // not beside spillway, which would find it there
 	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", out, "./cmd/spillway-node")
 	cmd.Dir, cmd.Env = "..", append(os.Environ(), "CGO_ENABLED=0")
 	if msg, err := cmd.CombinedOutput(); err != nil {
