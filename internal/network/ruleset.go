@@ -7,6 +7,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
+	nfsocket "github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -30,6 +31,8 @@ import (
 //	chain snat    { postrouting }
 //	    leaving the range: masquerade; group to a public address, or to itself by a service address: from the gateway,
 //	    so that answers come back this way
+//
+// An overlay adds to it: overlayrules.go.
 //
 // Group to group is decided without connection tracking, so that a connection never outlives a membership; that holds
 // after the translation of a service address, too.
@@ -56,7 +59,7 @@ func (p plan) sets() []*nftables.Set {
 	concat := nftables.MustConcatSetType
 	servicePortType := concat(nftables.TypeMark, nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService)
 	bucketType := concat(nftables.TypeMark, nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService, nftables.TypeMark)
-	return []*nftables.Set{
+	sets := []*nftables.Set{
 		{Table: t, ID: 1, Name: setNetOf, KeyType: nftables.TypeIPAddr, DataType: nftables.TypeMark, IsMap: true},
 		{Table: t, ID: 2, Name: setMember, KeyType: concat(nftables.TypeIPAddr, nftables.TypeMark), Concatenation: true},
 		{Table: t, ID: 3, Name: setGuard, KeyType: concat(nftables.TypeIFName, nftables.TypeIPAddr), Concatenation: true},
@@ -66,6 +69,10 @@ func (p plan) sets() []*nftables.Set {
 		{Table: t, ID: 8, Name: setServiceHost, KeyType: servicePortType, Concatenation: true},
 		{Table: t, ID: 4, Name: setPublic, KeyType: concat(nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService), DataType: nftables.TypeIPAddr, IsMap: true, Concatenation: true},
 	}
+	if p.tunnel.enabled() {
+		sets = append(sets, p.overlaySets()...)
+	}
+	return sets
 }
 
 // chain is a base chain with its rules; every rule is a list of expressions.
@@ -80,11 +87,8 @@ type chain struct {
 func (p plan) chains() []chain {
 	translate := rule(l3(unix.NFPROTO_IPV4), destination(reg0), meta(expr.MetaKeyL4PROTO, reg1), port(reg2),
 		lookupMap(setPublic, reg0, reg0), nat(expr.NATTypeDestNAT, reg0))
-	return []chain{
-		{"guard", nftables.ChainHookPrerouting, nftables.ChainTypeFilter, nftables.ChainPriorityRaw, [][]expr.Any{
-			rule(p.from(), l3(unix.NFPROTO_IPV6), verdict(expr.VerdictDrop)),
-			rule(p.from(), l3(unix.NFPROTO_IPV4), meta(expr.MetaKeyIIFNAME, reg0), source(reg4), notIn(setGuard, reg0), verdict(expr.VerdictDrop)),
-		}},
+	chains := []chain{
+		{"guard", nftables.ChainHookPrerouting, nftables.ChainTypeFilter, nftables.ChainPriorityRaw, p.guard()},
 		{"dnat", nftables.ChainHookPrerouting, nftables.ChainTypeNAT, nftables.ChainPriorityNATDest, [][]expr.Any{p.toSpread(), translate}},
 		{"refuse", nftables.ChainHookPrerouting, nftables.ChainTypeFilter, nftables.ChainPriorityFilter, p.refuse()},
 		{"dnat_local", nftables.ChainHookOutput, nftables.ChainTypeNAT, nftables.ChainPriorityNATDest, [][]expr.Any{p.toSpreadHere(), translate}},
@@ -93,6 +97,21 @@ func (p plan) chains() []chain {
 		{"input", nftables.ChainHookInput, nftables.ChainTypeFilter, nftables.ChainPriorityFilter, p.input()},
 		{"snat", nftables.ChainHookPostrouting, nftables.ChainTypeNAT, nftables.ChainPriorityNATSource, p.snat()},
 	}
+	if p.tunnel.enabled() {
+		chains = append(chains, p.overlayChains()...)
+	}
+	return chains
+}
+
+func (p plan) guard() [][]expr.Any {
+	out := [][]expr.Any{
+		rule(p.from(), l3(unix.NFPROTO_IPV6), verdict(expr.VerdictDrop)),
+		rule(p.from(), l3(unix.NFPROTO_IPV4), meta(expr.MetaKeyIIFNAME, reg0), source(reg4), notIn(setGuard, reg0), verdict(expr.VerdictDrop)),
+	}
+	if p.tunnel.enabled() {
+		out = append(out, p.overlayGuard()...)
+	}
+	return out
 }
 
 func (p plan) snat() [][]expr.Any {
@@ -116,11 +135,16 @@ func (p plan) forward() [][]expr.Any {
 	for _, r := range p.public {
 		out = append(out, rule(p.from(), p.to(), l3(unix.NFPROTO_IPV4), translated(), called(reg1), within(reg1, r), verdict(expr.VerdictAccept)))
 	}
-	return append(out,
+	out = append(out,
 		rule(p.from(), zero(reg0), setMark(reg0)),
 		rule(p.from(), l3(unix.NFPROTO_IPV4), source(reg0), lookupMap(setNetOf, reg0, reg0), setMark(reg0)),
 		rule(p.from(), p.to(), l3(unix.NFPROTO_IPV4), destination(reg0), meta(expr.MetaKeyMARK, reg1), in(setMember, reg0), verdict(expr.VerdictAccept)),
 		rule(p.from(), p.to(), verdict(expr.VerdictDrop)),
+	)
+	if p.tunnel.enabled() {
+		out = append(out, p.overlayForward()...)
+	}
+	return append(out,
 		rule(p.to(), known(), verdict(expr.VerdictAccept)),
 		rule(p.to(), translated(), verdict(expr.VerdictAccept)),
 		rule(p.to(), verdict(expr.VerdictDrop)),
@@ -131,6 +155,9 @@ func (p plan) forward() [][]expr.Any {
 
 func (p plan) input() [][]expr.Any {
 	var out [][]expr.Any
+	if p.tunnel.enabled() {
+		out = p.overlayInput()
+	}
 	for _, r := range p.public {
 		out = append(out, rule(l3(unix.NFPROTO_IPV4), destination(reg0), within(reg0, r), verdict(expr.VerdictDrop)))
 	}
@@ -147,10 +174,17 @@ func (p plan) input() [][]expr.Any {
 	)
 }
 
+// answersBuffer holds the kernel's answers to all rules and chains, which come at once.
+const answersBuffer = 4 << 20
+
 // applyRuleset writes table, sets, chains and rules in one transaction. Rules are made anew, elements stay: groups that
-// run notice nothing.
-func applyRuleset(p plan) error {
-	conn, err := nftables.New()
+// run notice nothing. What an overlay had before is removed when there is none.
+func (n *Network) applyRuleset(way tunnel, had bool) error {
+	p := n.plan
+	p.tunnel = way
+	conn, err := nftables.New(nftables.WithNetNSFd(int(n.home.Fd())), nftables.WithSockOptions(func(s *nfsocket.Conn) error {
+		return s.SetReadBuffer(answersBuffer)
+	}))
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
 	}
@@ -171,6 +205,9 @@ func applyRuleset(p plan) error {
 		for _, r := range c.rules {
 			conn.AddRule(&nftables.Rule{Table: t, Chain: made, Exprs: r})
 		}
+	}
+	if had && !way.enabled() {
+		p.removeOverlay(conn, t)
 	}
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("write table %s: %w", p.table, err)

@@ -67,8 +67,13 @@ func (p plan) refuse() [][]expr.Any {
 
 // letIn accepts what a service address that may lead here has led here.
 func (p plan) letIn() []expr.Any {
-	return rule(p.from(), l3(unix.NFPROTO_IPV4), called(reg1), source(reg0), lookupMap(setNetOf, reg0, reg0),
-		meta(expr.MetaKeyL4PROTO, reg2), one(&expr.Ct{Key: expr.CtKeyPROTODST, Register: reg3}), in(setServiceHost, reg0), verdict(expr.VerdictAccept))
+	return rule(p.from(), l3(unix.NFPROTO_IPV4), p.mayEnter(), verdict(expr.VerdictAccept))
+}
+
+// mayEnter matches connections that asked for a service address that may lead to machines.
+func (p plan) mayEnter() []expr.Any {
+	return rule(called(reg1), source(reg0), lookupMap(setNetOf, reg0, reg0), meta(expr.MetaKeyL4PROTO, reg2),
+		one(&expr.Ct{Key: expr.CtKeyPROTODST, Register: reg3}), in(setServiceHost, reg0))
 }
 
 // spreadChain is the chain of a class.
