@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync"
 	"testing"
 	"time"
 
@@ -168,15 +169,21 @@ func (h *hostWorld) settled(index uint32, to *hostWorld, peer uint32) {
 func (h *hostWorld) reaches(index uint32, to *hostWorld, peer uint32, want bool) {
 	h.t.Helper()
 	what := fmt.Sprintf("%s to %s", h.addr(index), to.addr(peer))
+	var all sync.WaitGroup
 	for _, network := range []string{"tcp4", "udp4"} {
-		name, seen, err := h.who(h.ns[index], network, to.addr(peer).String()+":8080")
-		if (err == nil) != want || want && (name != fmt.Sprintf("%d.%d", to.number, peer) || seen != h.addr(index).String()) {
-			h.t.Errorf("%s by %s: met %q, seen as %q, %v, want reached %v", what, network, name, seen, err, want)
+		all.Go(func() {
+			name, seen, err := h.who(h.ns[index], network, to.addr(peer).String()+":8080")
+			if (err == nil) != want || want && (name != fmt.Sprintf("%d.%d", to.number, peer) || seen != h.addr(index).String()) {
+				h.t.Errorf("%s by %s: met %q, seen as %q, %v, want reached %v", what, network, name, seen, err, want)
+			}
+		})
+	}
+	all.Go(func() {
+		if got := echo(h.ns[index], to.addr(peer), 56); got != want {
+			h.t.Errorf("%s by ICMP: answered %v, want %v", what, got, want)
 		}
-	}
-	if got := echo(h.ns[index], to.addr(peer), 56); got != want {
-		h.t.Errorf("%s by ICMP: answered %v, want %v", what, got, want)
-	}
+	})
+	all.Wait()
 }
 
 // echo sends an echo request and says whether it was answered.

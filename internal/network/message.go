@@ -97,7 +97,15 @@ func dial(family int) (*socket, error) {
 	return s, nil
 }
 
-func (s *socket) close() error { return unix.Close(s.fd) }
+// close may be called again: the number of a closed socket is soon another's.
+func (s *socket) close() error {
+	if s.fd < 0 {
+		return nil
+	}
+	err := unix.Close(s.fd)
+	s.fd = -1
+	return err
+}
 
 // do sends messages and waits for the answer to each. For nftables they are one transaction: all or none.
 func (s *socket) do(msgs ...*message) error {

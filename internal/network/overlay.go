@@ -244,9 +244,9 @@ func (n *Network) changeDevices(p *overlay.Plan, c overlay.DeviceChanges, index 
 	}
 	for _, name := range c.Adjust {
 		i := index[name]
-		msgs := []*message{settleVXLAN(i), raiseVXLAN(i, p.Devices[name])}
+		msgs := []*message{sizeVXLAN(i, p.Devices[name].MTU), settleVXLAN(i), raiseVXLAN(i)}
 		if n.plan.ipv6 {
-			msgs = append([]*message{withoutIPv6(i)}, msgs...)
+			msgs = slices.Insert(msgs, 1, deviceWithoutIPv6(i))
 		}
 		if err := n.way.do(msgs...); err != nil {
 			return fmt.Errorf("configure device %s: %w", name, err)

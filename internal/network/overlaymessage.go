@@ -52,9 +52,20 @@ func settleVXLAN(index uint32) *message {
 	})
 }
 
-// raiseVXLAN brings a device up, with its size; it answers no questions for addresses.
-func raiseVXLAN(index uint32, d overlay.Device) *message {
-	return newMessage(unix.RTM_NEWLINK, unix.NLM_F_ACK, linkHead(index, unix.IFF_UP|unix.IFF_NOARP)).u32(unix.IFLA_MTU, d.MTU)
+// raiseVXLAN brings a device up; it answers no questions for addresses.
+func raiseVXLAN(index uint32) *message {
+	return newMessage(unix.RTM_NEWLINK, unix.NLM_F_ACK, linkHead(index, unix.IFF_UP|unix.IFF_NOARP))
+}
+
+func sizeVXLAN(index, mtu uint32) *message {
+	return newMessage(unix.RTM_NEWLINK, unix.NLM_F_ACK, linkHead(index, 0)).u32(unix.IFLA_MTU, mtu)
+}
+
+// deviceWithoutIPv6 is withoutIPv6 for a device that may be too small to have any.
+func deviceWithoutIPv6(index uint32) *message {
+	m := withoutIPv6(index)
+	m.fine = []unix.Errno{unix.EAFNOSUPPORT}
+	return m
 }
 
 // blockRoute leads a block to a peer, in the table of a device. The peer is reached through the device although no

@@ -27,10 +27,11 @@ func (n *Network) Readdress(_ context.Context, s Slot, m Membership) error {
 		return fmt.Errorf("readdress slot %d: %w", s.Index, err)
 	}
 	defer inside.close()
-	if err := n.move(inside, s, to, m); err != nil {
-		if !done { // else its entries are of the new address, and the rest of it stays as well
-			err = errors.Join(err, moveInside(inside, to, s), n.moveRoute(to, s))
-		}
+	back := s
+	if done { // its entries are of the new address: the rest of it stays as well
+		back = to
+	}
+	if err := n.move(inside, move{s, to, back}, m); err != nil {
 		return fmt.Errorf("readdress slot %d from %s to %s: %w", s.Index, s.Addr, to.Addr, err)
 	}
 	if s.Addr == to.Addr {
@@ -60,17 +61,24 @@ func (n *Network) checkReaddress(s Slot, m Membership) (done bool, err error) {
 	return done, nil
 }
 
+// move is a slot with one address, with the one that it is to have, and with the one that it has again after an error.
+type move struct{ from, to, back Slot }
+
 // move leads an address's packets another way, outside and inside, and lets them pass last.
-func (n *Network) move(inside *socket, from, to Slot, m Membership) error {
-	if err := n.moveRoute(from, to); err != nil {
-		return err
+func (n *Network) move(inside *socket, c move, m Membership) error {
+	if err := n.moveRoute(c.from, c.to); err != nil {
+		return errors.Join(err, n.moveRoute(c.to, c.back))
 	}
 	// gofail: var readdressRouted struct{}
-	if err := moveInside(inside, from, to); err != nil {
-		return err
-	}
+	err := moveInside(inside, c.from, c.to)
 	// gofail: var readdressInside struct{}
-	return n.moveEntries(from, to, m)
+	if err == nil {
+		err = n.moveEntries(c.from, c.to, m)
+	}
+	if err != nil {
+		return errors.Join(err, moveInside(inside, c.to, c.back), n.moveRoute(c.to, c.back))
+	}
+	return nil
 }
 
 // moveRoute is the host's part: route and neighbour.
