@@ -257,8 +257,8 @@ func bulk(ns *os.File, to string, size int) error {
 	})
 }
 
-// vxlan is a packet as a host sends it to another: UDP from one group's address to another's port 8080 with a text.
-func vxlan(vni uint32, to *hostWorld, from, dst netip.Addr, text string) []byte {
+// forge makes a packet as another host sends it to this one: UDP from one group's address to another's port 8080 with a text.
+func (h *hostWorld) forge(vni uint32, from, dst netip.Addr, text string) []byte {
 	udp := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, 9), 8080)
 	udp = binary.BigEndian.AppendUint16(udp, uint16(8+len(text)))
 	udp = append(append(udp, 0, 0), text...)
@@ -273,7 +273,7 @@ func vxlan(vni uint32, to *hostWorld, from, dst netip.Addr, text string) []byte 
 		sum = sum>>16 + sum&0xffff
 	}
 	binary.BigEndian.PutUint16(ip[10:], ^uint16(sum))
-	under := to.underlay().As4()
+	under := h.underlay().As4()
 	frame := append([]byte{0x0a, 0x53}, under[:]...)
 	frame = append(frame, 0x0a, 0x53, 9, 9, 9, 9, 8, 0)
 	head := []byte{8, 0, 0, 0, byte(vni >> 16), byte(vni >> 8), byte(vni), 0}

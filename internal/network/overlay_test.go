@@ -97,20 +97,20 @@ func TestOverlayForgery(t *testing.T) {
 			t.Errorf("%s: heard %q, want %q", what, got, want)
 		}
 	}
-	forged("from a peer", b.host, vxlan(1007, a, remote, a.addr(9), "real"), remote.String()+" real")
-	forged("from a stranger", stranger, vxlan(1007, a, remote, a.addr(9), "strange"), "")
-	forged("from the host itself", a.host, vxlan(1007, a, remote, a.addr(9), "own"), "")
-	forged("with the source of a local group", b.host, vxlan(1007, a, local, a.addr(9), "local"), "")
-	forged("with the gateway as its source", b.host, vxlan(1007, a, a.net.Gateway(), a.addr(9), "gateway"), "")
-	forged("with a source outside", b.host, vxlan(1007, a, outside, a.addr(9), "outside"), "")
-	forged("over another network", b.host, vxlan(1008, a, remote, a.addr(9), "8"), "")
-	forged("from a group of the peer", b.ns[1], vxlan(1007, a, b.addr(2), a.addr(9), "grouped"), "")
-	forged("from a group here", a.ns[1], vxlan(1007, a, remote, a.addr(9), "here"), "")
+	forged("from a peer", b.host, a.forge(1007, remote, a.addr(9), "real"), remote.String()+" real")
+	forged("from a stranger", stranger, a.forge(1007, remote, a.addr(9), "strange"), "")
+	forged("from the host itself", a.host, a.forge(1007, remote, a.addr(9), "own"), "")
+	forged("with the source of a local group", b.host, a.forge(1007, local, a.addr(9), "local"), "")
+	forged("with the gateway as its source", b.host, a.forge(1007, a.net.Gateway(), a.addr(9), "gateway"), "")
+	forged("with a source outside", b.host, a.forge(1007, outside, a.addr(9), "outside"), "")
+	forged("over another network", b.host, a.forge(1008, remote, a.addr(9), "8"), "")
+	forged("from a group of the peer", b.ns[1], a.forge(1007, b.addr(2), a.addr(9), "grouped"), "")
+	forged("from a group here", a.ns[1], a.forge(1007, remote, a.addr(9), "here"), "")
 
 	// What is for the host is nobody's.
 	host := a.listen(a.host, "0.0.0.0:8080")
 	for _, to := range []netip.Addr{a.underlay(), a.net.Gateway()} {
-		if err := sendUDP(b.host, a.outerPort(), vxlan(1007, a, remote, to, "host")); err != nil {
+		if err := sendUDP(b.host, a.outerPort(), a.forge(1007, remote, to, "host")); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -118,6 +118,19 @@ func TestOverlayForgery(t *testing.T) {
 		t.Errorf("the host heard %q over the overlay", got)
 	}
 
+}
+
+// TestOverlayKeepsGroupsFromHosts: groups reach no host of the fleet, and take no address of another group.
+func TestOverlayKeepsGroupsFromHosts(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, 2, 1500)
+	f.connect()
+	a, b := f.hosts[0], f.hosts[1]
+	a.group(1, 7)
+	b.group(1, 7)
+	b.group(2, 7)
+	a.settled(1, b, 1)
+	stranger := f.plug("192.0.2.66")
 	b.serve(b.host, "0.0.0.0:9100")
 	a.expect("a group to a peer", a.ns[1], b.underlay().String()+":9100", "")
 	a.expect("a group to its host", a.ns[1], a.underlay().String()+":9100", "")
@@ -264,7 +277,7 @@ func TestOverlayService(t *testing.T) {
 	vx.Hosts = true
 	a.world.set(vx)
 	heard := b.listen(b.ns[1], "0.0.0.0:5001")
-	packet := vxlan(1007, b, a.addr(1), b.addr(1), "by service")
+	packet := b.forge(1007, a.addr(1), b.addr(1), "by service")
 	packet[8+14+20+2], packet[8+14+20+3] = 5001>>8, 5001&0xff
 	if err := sendUDP(a.host, b.outerPort(), packet); err != nil {
 		t.Fatal(err)

@@ -412,3 +412,49 @@ func copyGo(from, to string) error {
 	}
 	return err
 }
+
+// BenchmarkSetOverlay makes the overlay of a host of a large fleet, sets it again, and takes one peer out of it.
+func BenchmarkSetOverlay(b *testing.B) {
+	if os.Getuid() != 0 {
+		b.Skip("needs root")
+	}
+	t := &testing.T{}
+	w := &world{t: t, host: newNS(t), out: newNS(t), ns: map[uint32]*os.File{}}
+	w.in(w.host, func() error {
+		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "uplink"}, PeerName: "uplink", PeerNamespace: netlink.NsFd(w.out.Fd())}); err != nil {
+			return err
+		}
+		return up("uplink", "192.0.2.11/24")
+	})
+	w.in(w.host, func() (err error) {
+		w.net, err = Open(context.Background(), Config{Instance: "00cc", CIDR: testCIDR})
+		return err
+	})
+	defer w.net.Close()
+	o := Overlay{Underlay: netip.MustParseAddr("192.0.2.11")}
+	for i := range uint32(20) {
+		o.Networks = append(o.Networks, OverlayNetwork{Number: i + 1, VNI: i + 1})
+	}
+	for i := range 200 {
+		o.Peers = append(o.Peers, Peer{Underlay: netip.AddrFrom4([4]byte{192, 0, 2, byte(20 + i)}), Blocks: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 99, byte(1 + i), 0}), 24)}})
+	}
+	less := o
+	less.Peers = o.Peers[1:]
+	took := map[string]time.Duration{}
+	b.ResetTimer()
+	for range b.N {
+		for _, step := range []struct {
+			name string
+			o    Overlay
+		}{{"all", o}, {"nothing", o}, {"fence", less}, {"back", o}, {"none", Overlay{}}} {
+			start := time.Now()
+			if err := w.net.SetOverlay(context.Background(), step.o); err != nil {
+				b.Fatal(err)
+			}
+			took[step.name] += time.Since(start)
+		}
+	}
+	for name, d := range took {
+		b.ReportMetric(d.Seconds()*1000/float64(b.N), "ms/"+name)
+	}
+}

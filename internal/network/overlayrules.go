@@ -15,8 +15,8 @@ import (
 //
 //	chain guard    over a device of the overlay: other than IPv4 drop; mark it with the device's network; source not
 //	               routed over that device drop. From a peer to the VXLAN port: do not track
-//	chain mark     { prerouting, after translation }  from a group to the range: mark it with the sender's network
-//	chain outer    { output, raw }                    VXLAN packets of this host: do not track
+//	chain refuse   from a group to the range: mark it with the sender's network
+//	chain outer    { output, raw }  VXLAN packets of this host: do not track
 //	chain forward  over a device of the overlay: to a member of the marked network accept, else drop
 //	               from a group to a device of the overlay: of the sender's network accept; everything else to one drop
 //	               from a group to the range by another way, to the VXLAN port or to a peer, drop; a peer that a service
@@ -34,9 +34,6 @@ type tunnel struct {
 }
 
 func (t tunnel) enabled() bool { return t.underlay.IsValid() }
-
-// priorityMark is after the translation of destinations and before filters.
-const priorityMark = -50
 
 // over and toOver match the overlay's devices by the beginning of their names.
 func (p plan) over() []expr.Any {
@@ -59,34 +56,57 @@ func (t tunnel) fromPeer() []expr.Any {
 	return rule(l3(unix.NFPROTO_IPV4), t.toPort(), destination(reg0), equal(reg0, t.underlay.AsSlice()), source(reg0), in(setPeer, reg0))
 }
 
+// toPeer matches VXLAN packets that this host sends.
+func (t tunnel) toPeer() []expr.Any {
+	return rule(l3(unix.NFPROTO_IPV4), t.toPort(), source(reg0), equal(reg0, t.underlay.AsSlice()))
+}
+
 func (p plan) overlayGuard() [][]expr.Any {
 	return [][]expr.Any{
-		rule(p.over(), meta(expr.MetaKeyNFPROTO, reg0), one(&expr.Cmp{Op: expr.CmpOpNeq, Register: reg0, Data: []byte{unix.NFPROTO_IPV4}}), verdict(expr.VerdictDrop)),
-		rule(p.over(), meta(expr.MetaKeyIIFNAME, reg0), lookupMap(setOverlay, reg0, reg0), setMark(reg0)),
-		rule(p.over(), one(&expr.Fib{Register: reg0, ResultOIF: true, FlagSADDR: true, FlagMARK: true, FlagIIF: true}), equal(reg0, make([]byte, 4)), verdict(expr.VerdictDrop)),
+		rule(p.over(), leadTo("guard_over")),
 		rule(p.tunnel.fromPeer(), notrack()),
 	}
 }
 
+// overlayChains are those that only an overlay has.
 func (p plan) overlayChains() []chain {
-	mark := rule(p.from(), l3(unix.NFPROTO_IPV4), destination(reg0), within(reg0, p.cidr), source(reg0), lookupMap(setNetOf, reg0, reg0), setMark(reg0))
-	out := rule(l3(unix.NFPROTO_IPV4), p.tunnel.toPort(), source(reg0), equal(reg0, p.tunnel.underlay.AsSlice()), notrack())
 	return []chain{
-		{"mark", nftables.ChainHookPrerouting, nftables.ChainTypeFilter, nftables.ChainPriorityRef(priorityMark), [][]expr.Any{mark}},
-		{"outer", nftables.ChainHookOutput, nftables.ChainTypeFilter, nftables.ChainPriorityRaw, [][]expr.Any{out}},
+		{"outer", nftables.ChainHookOutput, nftables.ChainTypeFilter, nftables.ChainPriorityRaw, [][]expr.Any{rule(p.tunnel.toPeer(), notrack())}},
+		{name: "guard_over", rules: [][]expr.Any{
+			rule(meta(expr.MetaKeyNFPROTO, reg0), one(&expr.Cmp{Op: expr.CmpOpNeq, Register: reg0, Data: []byte{unix.NFPROTO_IPV4}}), verdict(expr.VerdictDrop)),
+			rule(meta(expr.MetaKeyIIFNAME, reg0), lookupMap(setOverlay, reg0, reg0), setMark(reg0)),
+			rule(one(&expr.Fib{Register: reg0, ResultOIF: true, FlagSADDR: true, FlagMARK: true, FlagIIF: true}), equal(reg0, make([]byte, 4)), verdict(expr.VerdictDrop)),
+		}},
+		{name: "forward_over", rules: [][]expr.Any{
+			rule(p.to(), l3(unix.NFPROTO_IPV4), destination(reg0), meta(expr.MetaKeyMARK, reg1), in(setMember, reg0), verdict(expr.VerdictAccept)),
+			verdict(expr.VerdictDrop),
+		}},
 	}
 }
 
-// overlayForward comes behind what is decided between two groups of this host.
+// overlayForward comes behind what is said of packets from groups.
 func (p plan) overlayForward() [][]expr.Any {
-	toPeer := rule(p.from(), l3(unix.NFPROTO_IPV4), destination(reg0), in(setPeer, reg0))
 	return [][]expr.Any{
-		rule(p.over(), p.to(), l3(unix.NFPROTO_IPV4), destination(reg0), meta(expr.MetaKeyMARK, reg1), in(setMember, reg0), verdict(expr.VerdictAccept)),
-		rule(p.over(), verdict(expr.VerdictDrop)),
-		rule(p.from(), p.toOver(), meta(expr.MetaKeyOIFNAME, reg0), meta(expr.MetaKeyMARK, reg4), in(setCarrier, reg0), zero(reg0), setMark(reg0), verdict(expr.VerdictAccept)),
+		rule(p.over(), leadTo("forward_over")),
 		rule(p.toOver(), verdict(expr.VerdictDrop)),
-		rule(p.from(), l3(unix.NFPROTO_IPV4), destination(reg0), within(reg0, p.cidr), verdict(expr.VerdictDrop)),
-		rule(p.from(), p.tunnel.toPort(), verdict(expr.VerdictDrop)),
+	}
+}
+
+// overlayForwardOut lets groups' packets out over the device of their network. It comes first: all that they send to other
+// hosts passes here, and nothing else that is said of their packets is about those.
+func (p plan) overlayForwardOut() [][]expr.Any {
+	return [][]expr.Any{
+		rule(p.toOver(), meta(expr.MetaKeyOIFNAME, reg0), meta(expr.MetaKeyMARK, reg4), in(setCarrier, reg0), zero(reg0), setMark(reg0), verdict(expr.VerdictAccept)),
+		rule(p.toOver(), verdict(expr.VerdictDrop)),
+	}
+}
+
+// overlayForwardAway keeps groups' packets that leave the range from hosts, and those for the range from leaving it.
+func (p plan) overlayForwardAway() [][]expr.Any {
+	toPeer := rule(l3(unix.NFPROTO_IPV4), destination(reg0), in(setPeer, reg0))
+	return [][]expr.Any{
+		rule(l3(unix.NFPROTO_IPV4), destination(reg0), within(reg0, p.cidr), verdict(expr.VerdictDrop)),
+		rule(p.tunnel.toPort(), verdict(expr.VerdictDrop)),
 		rule(toPeer, p.mayEnter(), verdict(expr.VerdictAccept)),
 		rule(toPeer, verdict(expr.VerdictDrop)),
 	}

@@ -69,9 +69,7 @@ func (n *Network) move(inside *socket, c move, m Membership) error {
 	if err := n.moveRoute(c.from, c.to); err != nil {
 		return errors.Join(err, n.moveRoute(c.to, c.back))
 	}
-	// gofail: var readdressRouted struct{}
 	err := moveInside(inside, c.from, c.to)
-	// gofail: var readdressInside struct{}
 	if err == nil {
 		err = n.moveEntries(c.from, c.to, m)
 	}

@@ -88,6 +88,41 @@ func (w *world) expectName(what string, ns *os.File, to, name string) {
 	}
 }
 
+// TestReaddressGoesOn begins where a process was killed that had done a part of it.
+func TestReaddressGoesOn(t *testing.T) {
+	w := newWorld(t)
+	w.members(7, 1, 2)
+	from := w.slot(1)
+	for parts := range 3 {
+		to := from
+		to.Addr = netip.AddrFrom4([4]byte{10, 99, 200, byte(1 + parts)})
+		if parts > 0 {
+			if err := w.net.moveRoute(from, to); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if parts > 1 {
+			inside, err := enterNetNS(from.NetNS)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := moveInside(inside, from, to); err != nil {
+				t.Fatal(err)
+			}
+			inside.close()
+		}
+		w.net.Close()
+		w.open()
+		if err := w.net.Readdress(context.Background(), from, Membership{Addr: to.Addr, Network: 7}); err != nil {
+			t.Errorf("after %d parts: %v", parts, err)
+		}
+		if name, seen, err := w.who(w.ns[1], "tcp4", "10.99.1.2:8080"); name != "2" || seen != to.Addr.String() {
+			t.Errorf("after %d parts: met %q, seen as %q, %v", parts, name, seen, err)
+		}
+		from = to
+	}
+}
+
 // TestReaddressIsUndone breaks each part of it.
 func TestReaddressIsUndone(t *testing.T) {
 	w := newWorld(t)
