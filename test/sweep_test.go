@@ -15,10 +15,12 @@ var (
 		"startBeforeKeeper", "startBeforeRecord", "startAfterRecord", "saveBefore", "poolBeforePark", "poolParked", "attachLinked", "attachConfigured", "poolAttached"}
 	stopPoints = []string{"stopBeforeSignal", "cleanBefore", "cleanAfter", "releaseBefore", "slotUnparked", "slotDetached", "releaseBeforeVolumes",
 		"volumesUnmounted", "releaseAfter"}
-	deletePoints       = []string{"stopBeforeSignal", "cleanAfter", "slotUnparked", "releaseAfter", "forgetBefore", "forgetAfter", "goneBeforeForget", "removeBefore", "removeAfter"}
-	pullPoints         = []string{"pullLeased", "pullFetching", "pullUnpacked", "pullRecorded"}
-	addressPoints      = []string{"addressStored", "routesBefore", "routesRuled"}
-	addressGonePoints  = []string{"addressRemoved", "routesBefore", "routesRuled"}
+	deletePoints      = []string{"stopBeforeSignal", "cleanAfter", "slotUnparked", "releaseAfter", "forgetBefore", "forgetAfter", "goneBeforeForget", "removeBefore", "removeAfter"}
+	pullPoints        = []string{"pullLeased", "pullFetching", "pullUnpacked", "pullRecorded"}
+	addressPoints     = []string{"addressStored", "routesBefore", "routesRuled"}
+	addressGonePoints = []string{"addressRemoved", "routesBefore", "routesRuled"}
+	// Of several hosts; internal/network arms them itself.
+	overlayPoints      = []string{"overlayFenced", "overlayUnruled", "overlayMade", "overlayRouted"}
 	recoveryPoints     = []string{"adoptMiddle", "sweepMiddle"}
 	keeperCreatePoints = []string{"keeperParked", "keeperStartRecorded", "keeperStartExecuted"}
 	keeperDeletePoints = []string{"keeperExitSeen", "keeperExitSaved", "keeperForgetting", "keeperUnparking"}

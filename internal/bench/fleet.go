@@ -78,17 +78,17 @@ func mixed(r *rand.Rand, n int) *group.Group {
 	case kind < 85:
 		s.Placement = &group.Placement{Require: []group.Expression{{Key: "row", Operator: group.In, Values: []string{fmt.Sprint(r.IntN(10))}}}}
 	case kind < 95:
-		match := service(s, "apart", n)
+		match := replicaOf(s, "apart", n)
 		s.Placement = &group.Placement{AntiAffinity: []group.Affinity{{Match: match, Topology: group.TopologyHost}}}
 	default:
-		match := service(s, "even", n)
+		match := replicaOf(s, "even", n)
 		s.Placement = &group.Placement{Spread: []group.Spread{{Match: match, Topology: group.TopologyZone, MaxSkew: 1}}}
 	}
 	return g
 }
 
-// service makes a group one of a service's replicas and gives the conditions that find them.
-func service(s *group.Spec, kind string, n int) []group.Expression {
+// replicaOf makes a group one of a service's replicas and gives the conditions that find them.
+func replicaOf(s *group.Spec, kind string, n int) []group.Expression {
 	share := 10
 	if kind == "even" {
 		share = 5

@@ -12,9 +12,9 @@ import (
 
 // Options choose what is measured and how long.
 type Options struct {
-	Name     string          // start, burst, density or place
+	Name     string          // start, burst, density, place or network
 	Dir      string          // scratch; made and removed
-	Runs     int             // rounds of start
+	Runs     int             // rounds of start; a fifth of it of network
 	Burst    int             // groups of burst
 	Density  int             // groups of density
 	Peers    map[string]bool // only these; empty: all
@@ -43,11 +43,11 @@ func (o Options) gvisorRuns() int { return max(o.Runs/3, 1) }
 func (o Options) burstRounds() int { return 3 }
 
 // Names are the benchmarks.
-func Names() []string { return []string{"start", "burst", "density", "place"} }
+func Names() []string { return []string{"start", "burst", "density", "place", "network"} }
 
 // Run measures one benchmark.
 func Run(ctx context.Context, o Options) (*Report, error) {
-	run, ok := map[string]func(context.Context, Options) (*Report, error){"start": start, "burst": burst, "density": density, "place": placements}[o.Name]
+	run, ok := map[string]func(context.Context, Options) (*Report, error){"start": start, "burst": burst, "density": density, "place": placements, "network": networkPaths}[o.Name]
 	if !ok {
 		return nil, fault.New(fault.Invalid, "", "There is no benchmark '%s'; there are %v.", o.Name, Names())
 	}

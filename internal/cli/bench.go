@@ -20,7 +20,8 @@ func (a *app) benchCommand() *cobra.Command {
 		Use:   "bench " + strings.Join(bench.Names(), "|"),
 		Short: "Measure this machine beside crun, docker, podman and ctr",
 		Long: "Measures on a platform of its own, which it takes away again, beside the tools that are installed here:\n" +
-			"crun, docker (a dockerd of its own), podman, ctr (a containerd of its own), runsc. Runs are interleaved; ratios\n" +
+			"crun, docker (a dockerd of its own), podman, ctr (a containerd of its own), runsc. Network has other ways between the\n" +
+			"same two namespaces for peers. Runs are interleaved; ratios\n" +
 			"are medians of paired runs, ours over theirs. Needs root.",
 		Args:      names("one of "+strings.Join(bench.Names(), ", "), 1, 1),
 		ValidArgs: bench.Names(),
@@ -49,7 +50,7 @@ func (a *app) benchCommand() *cobra.Command {
 	}
 	f := c.Flags()
 	f.BoolVar(&asJSON, "json", false, "print JSON")
-	f.IntVar(&o.Runs, "runs", bench.DefaultRuns, "rounds of start")
+	f.IntVar(&o.Runs, "runs", bench.DefaultRuns, "rounds of start; of network a fifth of it")
 	f.IntVar(&o.Burst, "groups", bench.DefaultBurst, "groups of burst")
 	f.IntVar(&o.Density, "density", bench.DefaultDensity, "groups of density")
 	f.StringSliceVar(&peers, "peers", nil, "only these peers")

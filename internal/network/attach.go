@@ -81,7 +81,7 @@ func (n *Network) Restore(_ context.Context, s Slot) error {
 func (n *Network) attachHost(link string, s Slot) error {
 	n.rtMu.Lock()
 	defer n.rtMu.Unlock()
-	if err := n.rt.do(n.plan.newPair(link, s)); err != nil {
+	if err := n.rt.do(n.plan.newPair(link, s, n.linkMTU.Load())); err != nil {
 		return err
 	}
 	index, err := n.rt.index(link)
@@ -175,7 +175,7 @@ func (s *socket) index(name string) (uint32, error) {
 
 // newPair makes both ends in one change: the far one inside the slot's namespace from the start, so that it is never
 // seen on the host. One queue each: groups are many, processors are few. Both are down for now: the kernel wants it so.
-func (p plan) newPair(link string, s Slot) *message {
+func (p plan) newPair(link string, s Slot, mtu uint32) *message {
 	m := newMessage(unix.RTM_NEWLINK, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL, linkHead(0, 0))
 	inner, outer := p.mac(s.Index, true), p.mac(s.Index, false)
 	m.text(unix.IFLA_IFNAME, link).u32(unix.IFLA_MTU, mtu).attr(unix.IFLA_ADDRESS, outer[:])
@@ -238,8 +238,9 @@ type routeSpec struct {
 	bits          uint8 // of dst; 0 with a dst: 32
 	dev           uint32
 	scope         uint8
-	kind          uint8 // 0: unicast
-	table         uint8 // 0: main
+	kind          uint8  // 0: unicast
+	table         uint32 // 0: main
+	flags         uint32
 }
 
 func route(r routeSpec) *message {
@@ -256,13 +257,17 @@ func route(r routeSpec) *message {
 		head[7] = r.kind
 	}
 	if r.table != 0 {
-		head[4] = r.table
+		head[4] = unix.RT_TABLE_UNSPEC
 	}
+	binary.NativeEndian.PutUint32(head[8:], r.flags)
 	m := newMessage(unix.RTM_NEWROUTE, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_REPLACE, head)
 	for kind, v := range map[uint16][]byte{unix.RTA_DST: r.dst, unix.RTA_GATEWAY: r.via, unix.RTA_PREFSRC: r.src} {
 		if v != nil {
 			m.attr(kind, v)
 		}
+	}
+	if r.table != 0 {
+		m.u32(unix.RTA_TABLE, r.table)
 	}
 	return m.u32(unix.RTA_OIF, r.dev)
 }

@@ -23,6 +23,10 @@ const (
 	setServiceHost = "service_host" // SERVICE . protocol . port: connections may enter the machine
 	setSpread      = "spread"       // class → chain; constant
 	setSpreadHere  = "spread_here"  // the same, for what the machine itself asks
+	// Of an overlay.
+	setOverlay = "overlay" // device → network
+	setCarrier = "carrier" // device . network
+	setPeer    = "peer"    // address of another host
 )
 
 // element is one entry of a set or map. Key and value are as the kernel holds them.
@@ -54,9 +58,14 @@ func membershipElements(m Membership) []element {
 }
 
 func guardElement(link string, a netip.Addr) element {
-	var name [unix.IFNAMSIZ]byte
-	copy(name[:], link)
-	return element{set: setGuard, key: string(name[:]) + addrKey(a)}
+	return element{set: setGuard, key: linkKey(link) + addrKey(a)}
+}
+
+// linkKey is a device's name as sets hold it.
+func linkKey(name string) string {
+	var key [unix.IFNAMSIZ]byte
+	copy(key[:], name)
+	return string(key[:])
 }
 
 func addrKey(a netip.Addr) string { b := a.As4(); return string(b[:]) }
@@ -153,7 +162,7 @@ func encodeElements(table string, del, add []element) []*message {
 		for _, e := range part.list {
 			bySet[e.set] = append(bySet[e.set], e)
 		}
-		for _, set := range []string{setPublic, setNetOf, setMember, setGuard, setServiceIP, setService, setEndpoint, setServiceHost} {
+		for _, set := range []string{setPublic, setNetOf, setMember, setGuard, setServiceIP, setService, setEndpoint, setServiceHost, setOverlay, setCarrier, setPeer} {
 			list := bySet[set]
 			for len(list) > 0 {
 				n := min(len(list), maxPerMessage)

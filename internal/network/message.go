@@ -3,19 +3,31 @@ package network
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
 
 // message is one netlink message in the making: header, then attributes that may nest.
-type message struct{ b []byte }
+type message struct {
+	b    []byte
+	fine []unix.Errno // answers that say that there was nothing to do
+}
 
 func newMessage(kind uint16, flags uint16, head []byte) *message {
 	m := &message{b: make([]byte, unix.NLMSG_HDRLEN, 256)}
 	binary.NativeEndian.PutUint16(m.b[4:], kind)
 	binary.NativeEndian.PutUint16(m.b[6:], flags|unix.NLM_F_REQUEST)
 	m.b = append(m.b, head...)
+	return m
+}
+
+// removal makes of the message that adds a thing the one that removes it. What is not there is no error.
+func (m *message) removal(kind uint16) *message {
+	binary.NativeEndian.PutUint16(m.b[4:], kind)
+	binary.NativeEndian.PutUint16(m.b[6:], unix.NLM_F_REQUEST|unix.NLM_F_ACK)
+	m.fine = []unix.Errno{unix.ENOENT, unix.ESRCH, unix.ENODEV, unix.EADDRNOTAVAIL}
 	return m
 }
 
@@ -76,13 +88,24 @@ func dial(family int) (*socket, error) {
 	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<20)
 	// A change goes out whole: thousands of entries at once must fit.
 	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 8<<20)
+	if family == unix.NETLINK_ROUTE { // the kernel filters lists by what is asked
+		unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
+	}
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 30}); err != nil {
 		return nil, fmt.Errorf("set netlink timeout: %w", err)
 	}
 	return s, nil
 }
 
-func (s *socket) close() error { return unix.Close(s.fd) }
+// close may be called again: the number of a closed socket is soon another's.
+func (s *socket) close() error {
+	if s.fd < 0 {
+		return nil
+	}
+	err := unix.Close(s.fd)
+	s.fd = -1
+	return err
+}
 
 // do sends messages and waits for the answer to each. For nftables they are one transaction: all or none.
 func (s *socket) do(msgs ...*message) error {
@@ -94,13 +117,13 @@ func (s *socket) do(msgs ...*message) error {
 	}
 	first := s.seq + 1
 	var out []byte
-	want := map[uint32]bool{}
+	want := map[uint32]*message{}
 	for _, m := range msgs {
 		s.seq++
 		binary.NativeEndian.PutUint32(m.b[0:], uint32(len(m.b)))
 		binary.NativeEndian.PutUint32(m.b[8:], s.seq)
 		if flags := binary.NativeEndian.Uint16(m.b[6:]); flags&unix.NLM_F_ACK != 0 {
-			want[s.seq] = true
+			want[s.seq] = m
 		}
 		out = append(out, m.b...)
 	}
@@ -111,9 +134,22 @@ func (s *socket) do(msgs ...*message) error {
 	return s.receive(first, want)
 }
 
+// maxAnswers is how many messages go out at once: the answers to all of them must fit the socket.
+const maxAnswers = 200
+
+// doMany sends any number of messages that need not be carried out together, and stops at the first part that fails.
+func (s *socket) doMany(msgs []*message) error {
+	for part := range slices.Chunk(msgs, maxAnswers) {
+		if err := s.do(part...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // receive reads until every wanted acknowledgement is there. The first error wins; an error for a message that wanted
 // none (the frame of a batch) ends the whole batch.
-func (s *socket) receive(first uint32, want map[uint32]bool) error {
+func (s *socket) receive(first uint32, want map[uint32]*message) error {
 	var failed error
 	for len(want) > 0 {
 		n, _, err := unix.Recvfrom(s.fd, s.buf, 0)
@@ -128,10 +164,11 @@ func (s *socket) receive(first uint32, want map[uint32]bool) error {
 			kind, seq := binary.NativeEndian.Uint16(b[4:]), binary.NativeEndian.Uint32(b[8:])
 			if kind == unix.NLMSG_ERROR && seq >= first {
 				code := -int32(binary.NativeEndian.Uint32(b[unix.NLMSG_HDRLEN:]))
-				if code != 0 && failed == nil {
+				m := want[seq]
+				if code != 0 && failed == nil && (m == nil || !slices.Contains(m.fine, unix.Errno(code))) {
 					failed = fmt.Errorf("kernel refuses change %d: %w", seq-first, unix.Errno(code))
 				}
-				if code != 0 && !want[seq] {
+				if code != 0 && m == nil {
 					return failed
 				}
 				delete(want, seq)

@@ -400,7 +400,7 @@ func TestKernelTableChangedBehindOurBack(t *testing.T) {
 	w := newWorld(t)
 	w.attach(1)
 	w.join(1, 7, "")
-	w.in(w.host, func() error { return applyRuleset(w.net.plan) })
+	w.in(w.host, func() error { return w.net.applyRuleset(tunnel{}, false) })
 	w.net.have = newElements() // as if the record were lost
 	w.join(1, 9, "")
 	if got := fmt.Sprint(len(w.net.have.member[addr(1)])); got != "2" {

@@ -17,6 +17,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -67,6 +68,12 @@ type Network struct {
 	serviceMu sync.Mutex // guards what follows; taken before mu, so that groups need not wait for service addresses
 	services  serviceStates
 	list      *socket
+
+	linkMTU atomic.Uint32 // of new groups' links
+
+	overlayMu sync.Mutex // guards what follows; taken before mu
+	tunnel    tunnel     // as the rules say
+	way       *socket
 }
 
 // Open makes the table, the gateway address and the public routes of an instance, or adopts those that are there.
@@ -92,6 +99,7 @@ func connect(cfg Config) (*Network, error) {
 	_, err = os.Stat("/proc/sys/net/ipv6/conf")
 	p.ipv6 = err == nil
 	n := &Network{cfg: cfg, plan: p, log: cfg.Log}
+	n.linkMTU.Store(mostMTU)
 	if n.log == nil {
 		n.log = slog.New(slog.DiscardHandler)
 	}
@@ -110,6 +118,9 @@ func (n *Network) dial() error {
 		return fmt.Errorf("open route socket: %w", err)
 	}
 	if n.rt, err = dial(unix.NETLINK_ROUTE); err != nil {
+		return err
+	}
+	if n.way, err = dial(unix.NETLINK_ROUTE); err != nil {
 		return err
 	}
 	if n.list, err = dial(unix.NETLINK_NETFILTER); err != nil {
@@ -133,9 +144,14 @@ func (n *Network) open() error {
 	if err := n.addPublic(); err != nil {
 		return err
 	}
-	if err := applyRuleset(n.plan); err != nil {
+	way, had, err := n.adoptOverlay()
+	if err != nil {
 		return err
 	}
+	if err := n.applyRuleset(way, had); err != nil {
+		return err
+	}
+	n.tunnel = way
 	return n.readGroups() // service addresses are read when they are first changed
 }
 
@@ -154,7 +170,7 @@ func (n *Network) Close() error {
 	if n.home != nil {
 		errs = append(errs, n.home.Close())
 	}
-	for _, s := range []*socket{n.rt, n.nf, n.list} {
+	for _, s := range []*socket{n.rt, n.way, n.nf, n.list} {
 		if s != nil {
 			errs = append(errs, s.close())
 		}

@@ -10,8 +10,9 @@ import (
 	"spillway.dev/spillway/internal/fault"
 )
 
-// mtu of group links: what every path of the internet carries.
-const mtu = 1500
+// mostMTU is the MTU of group links: what every path of the internet carries. Where groups speak to those of other hosts it
+// may have to be smaller.
+const mostMTU = 1500
 
 // Ranges that instances choose from: /16 blocks of 10.64.0.0/10, which common clusters and engines leave alone.
 var (
@@ -32,6 +33,7 @@ type plan struct {
 	public   []netip.Prefix
 	group    uint32 // link group in which links die together
 	ipv6     bool   // the kernel knows IPv6
+	tunnel   tunnel // set while rules are planned
 }
 
 func newPlan(cfg Config) (plan, error) {

@@ -7,12 +7,14 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
+	nfsocket "github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
 // This file is the whole rule set of an instance. It reads, in nft's words:
 //
-//	chain guard   { prerouting, raw }     group links: IPv6 drop; source not in @guard drop
+//	chain guard   { prerouting, raw }
+//	    from a group: source in @guard accept, else drop (IPv6, too)
 //	chain dnat    { prerouting + output } to a declared public port: dnat to its group
 //	    before that, from a group: to a port of a service address of its network, go to the chain of the port's class
 //	    from the machine: to a port of a service address that it may reach, likewise
@@ -22,14 +24,19 @@ import (
 //	chain forward { forward }
 //	    from a group to metadata addresses                        drop
 //	    from a group to a group: by a public address, or member of the sender's network accept, else drop
-//	    to a group from elsewhere: established or dnat'ed          accept, else drop
 //	    from a group that has joined a network                    accept, else drop
+//	    to a group from elsewhere: established or dnat'ed          accept, else drop
 //	chain input   { input }
 //	    to a public address (not translated: undeclared port)     drop
 //	    from a group: established, DNS and echo to the gateway, by a service address that may lead here  accept, else drop
 //	chain snat    { postrouting }
 //	    leaving the range: masquerade; group to a public address, or to itself by a service address: from the gateway,
 //	    so that answers come back this way
+//
+// An overlay adds to it: overlayrules.go.
+//
+// Where a packet comes from is asked once for each hook: what concerns groups is in a chain of its own, with the hook's name
+// and _from or _to. Every packet of every group passes here, and comparing names is what costs.
 //
 // Group to group is decided without connection tracking, so that a connection never outlives a membership; that holds
 // after the translation of a service address, too.
@@ -56,7 +63,7 @@ func (p plan) sets() []*nftables.Set {
 	concat := nftables.MustConcatSetType
 	servicePortType := concat(nftables.TypeMark, nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService)
 	bucketType := concat(nftables.TypeMark, nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService, nftables.TypeMark)
-	return []*nftables.Set{
+	sets := []*nftables.Set{
 		{Table: t, ID: 1, Name: setNetOf, KeyType: nftables.TypeIPAddr, DataType: nftables.TypeMark, IsMap: true},
 		{Table: t, ID: 2, Name: setMember, KeyType: concat(nftables.TypeIPAddr, nftables.TypeMark), Concatenation: true},
 		{Table: t, ID: 3, Name: setGuard, KeyType: concat(nftables.TypeIFName, nftables.TypeIPAddr), Concatenation: true},
@@ -66,9 +73,13 @@ func (p plan) sets() []*nftables.Set {
 		{Table: t, ID: 8, Name: setServiceHost, KeyType: servicePortType, Concatenation: true},
 		{Table: t, ID: 4, Name: setPublic, KeyType: concat(nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService), DataType: nftables.TypeIPAddr, IsMap: true, Concatenation: true},
 	}
+	if p.tunnel.enabled() {
+		sets = append(sets, p.overlaySets()...)
+	}
+	return sets
 }
 
-// chain is a base chain with its rules; every rule is a list of expressions.
+// chain is a chain with its rules; every rule is a list of expressions. Without a hook others lead to it.
 type chain struct {
 	name  string
 	hook  *nftables.ChainHook
@@ -80,18 +91,36 @@ type chain struct {
 func (p plan) chains() []chain {
 	translate := rule(l3(unix.NFPROTO_IPV4), destination(reg0), meta(expr.MetaKeyL4PROTO, reg1), port(reg2),
 		lookupMap(setPublic, reg0, reg0), nat(expr.NATTypeDestNAT, reg0))
-	return []chain{
-		{"guard", nftables.ChainHookPrerouting, nftables.ChainTypeFilter, nftables.ChainPriorityRaw, [][]expr.Any{
-			rule(p.from(), l3(unix.NFPROTO_IPV6), verdict(expr.VerdictDrop)),
-			rule(p.from(), l3(unix.NFPROTO_IPV4), meta(expr.MetaKeyIIFNAME, reg0), source(reg4), notIn(setGuard, reg0), verdict(expr.VerdictDrop)),
-		}},
+	chains := []chain{
+		{"guard", nftables.ChainHookPrerouting, nftables.ChainTypeFilter, nftables.ChainPriorityRaw, p.guard()},
 		{"dnat", nftables.ChainHookPrerouting, nftables.ChainTypeNAT, nftables.ChainPriorityNATDest, [][]expr.Any{p.toSpread(), translate}},
-		{"refuse", nftables.ChainHookPrerouting, nftables.ChainTypeFilter, nftables.ChainPriorityFilter, p.refuse()},
+		{"refuse", nftables.ChainHookPrerouting, nftables.ChainTypeFilter, nftables.ChainPriorityFilter, [][]expr.Any{rule(p.from(), leadTo("refuse_from"))}},
 		{"dnat_local", nftables.ChainHookOutput, nftables.ChainTypeNAT, nftables.ChainPriorityNATDest, [][]expr.Any{p.toSpreadHere(), translate}},
 		{"refuse_here", nftables.ChainHookOutput, nftables.ChainTypeFilter, nftables.ChainPriorityFilter, p.refuseHere()},
 		{"forward", nftables.ChainHookForward, nftables.ChainTypeFilter, nftables.ChainPriorityFilter, p.forward()},
 		{"input", nftables.ChainHookInput, nftables.ChainTypeFilter, nftables.ChainPriorityFilter, p.input()},
 		{"snat", nftables.ChainHookPostrouting, nftables.ChainTypeNAT, nftables.ChainPriorityNATSource, p.snat()},
+		{name: "guard_from", rules: p.guardFrom()}, {name: "refuse_from", rules: p.refuse()},
+		{name: "forward_from", rules: p.forwardFrom()}, {name: "forward_to", rules: p.forwardTo()}, {name: "input_from", rules: p.inputFrom()},
+	}
+	if p.tunnel.enabled() {
+		chains = append(chains, p.overlayChains()...)
+	}
+	return chains
+}
+
+func (p plan) guard() [][]expr.Any {
+	out := [][]expr.Any{rule(p.from(), leadTo("guard_from"))}
+	if p.tunnel.enabled() {
+		out = append(out, p.overlayGuard()...)
+	}
+	return out
+}
+
+func (p plan) guardFrom() [][]expr.Any {
+	return [][]expr.Any{
+		rule(l3(unix.NFPROTO_IPV4), meta(expr.MetaKeyIIFNAME, reg0), source(reg4), in(setGuard, reg0), verdict(expr.VerdictAccept)),
+		verdict(expr.VerdictDrop),
 	}
 }
 
@@ -110,47 +139,83 @@ func (p plan) snat() [][]expr.Any {
 }
 
 func (p plan) forward() [][]expr.Any {
-	out := [][]expr.Any{
-		rule(p.from(), l3(unix.NFPROTO_IPV4), destination(reg0), within(reg0, metadata), verdict(expr.VerdictDrop)),
+	out := [][]expr.Any{rule(p.from(), leadTo("forward_from"))}
+	if p.tunnel.enabled() {
+		out = append(out, p.overlayForward()...)
 	}
+	return append(out, rule(p.to(), leadTo("forward_to")))
+}
+
+// forwardFrom is about what groups send.
+func (p plan) forwardFrom() [][]expr.Any {
+	var out [][]expr.Any
+	if p.tunnel.enabled() {
+		out = p.overlayForwardOut()
+	}
+	out = append(out, rule(l3(unix.NFPROTO_IPV4), destination(reg0), within(reg0, metadata), verdict(expr.VerdictDrop)))
 	for _, r := range p.public {
-		out = append(out, rule(p.from(), p.to(), l3(unix.NFPROTO_IPV4), translated(), called(reg1), within(reg1, r), verdict(expr.VerdictAccept)))
+		out = append(out, rule(p.to(), l3(unix.NFPROTO_IPV4), translated(), called(reg1), within(reg1, r), verdict(expr.VerdictAccept)))
+	}
+	out = append(out,
+		rule(zero(reg0), setMark(reg0)),
+		rule(l3(unix.NFPROTO_IPV4), source(reg0), lookupMap(setNetOf, reg0, reg0), setMark(reg0)),
+		rule(p.to(), l3(unix.NFPROTO_IPV4), destination(reg0), meta(expr.MetaKeyMARK, reg1), in(setMember, reg0), verdict(expr.VerdictAccept)),
+		rule(p.to(), verdict(expr.VerdictDrop)),
+	)
+	if p.tunnel.enabled() {
+		out = append(out, p.overlayForwardAway()...)
 	}
 	return append(out,
-		rule(p.from(), zero(reg0), setMark(reg0)),
-		rule(p.from(), l3(unix.NFPROTO_IPV4), source(reg0), lookupMap(setNetOf, reg0, reg0), setMark(reg0)),
-		rule(p.from(), p.to(), l3(unix.NFPROTO_IPV4), destination(reg0), meta(expr.MetaKeyMARK, reg1), in(setMember, reg0), verdict(expr.VerdictAccept)),
-		rule(p.from(), p.to(), verdict(expr.VerdictDrop)),
-		rule(p.to(), known(), verdict(expr.VerdictAccept)),
-		rule(p.to(), translated(), verdict(expr.VerdictAccept)),
-		rule(p.to(), verdict(expr.VerdictDrop)),
-		rule(p.from(), meta(expr.MetaKeyMARK, reg0), notZero(reg0), zero(reg0), setMark(reg0), verdict(expr.VerdictAccept)),
-		rule(p.from(), verdict(expr.VerdictDrop)),
+		rule(meta(expr.MetaKeyMARK, reg0), notZero(reg0), zero(reg0), setMark(reg0), verdict(expr.VerdictAccept)),
+		verdict(expr.VerdictDrop),
 	)
+}
+
+// forwardTo is about what groups get from elsewhere.
+func (p plan) forwardTo() [][]expr.Any {
+	return [][]expr.Any{
+		rule(known(), verdict(expr.VerdictAccept)),
+		rule(translated(), verdict(expr.VerdictAccept)),
+		verdict(expr.VerdictDrop),
+	}
 }
 
 func (p plan) input() [][]expr.Any {
 	var out [][]expr.Any
+	if p.tunnel.enabled() {
+		out = p.overlayInput()
+	}
 	for _, r := range p.public {
 		out = append(out, rule(l3(unix.NFPROTO_IPV4), destination(reg0), within(reg0, r), verdict(expr.VerdictDrop)))
 	}
-	toGateway := rule(p.from(), l3(unix.NFPROTO_IPV4), destination(reg0), equal(reg0, p.gateway.AsSlice()))
+	return append(out, rule(p.from(), leadTo("input_from")))
+}
+
+func (p plan) inputFrom() [][]expr.Any {
+	toGateway := rule(l3(unix.NFPROTO_IPV4), destination(reg0), equal(reg0, p.gateway.AsSlice()))
 	dns := func(proto byte) []expr.Any {
 		return rule(toGateway, meta(expr.MetaKeyL4PROTO, reg1), equal(reg1, []byte{proto}), port(reg2), equal(reg2, []byte{0, 53}), verdict(expr.VerdictAccept))
 	}
 	echo := rule(toGateway, meta(expr.MetaKeyL4PROTO, reg1), equal(reg1, []byte{unix.IPPROTO_ICMP}),
 		one(&expr.Payload{DestRegister: reg2, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1}), equal(reg2, []byte{8}), verdict(expr.VerdictAccept))
-	return append(out,
-		rule(p.from(), known(), verdict(expr.VerdictAccept)),
+	return [][]expr.Any{
+		rule(known(), verdict(expr.VerdictAccept)),
 		dns(unix.IPPROTO_UDP), dns(unix.IPPROTO_TCP), echo, p.letIn(),
-		rule(p.from(), verdict(expr.VerdictDrop)),
-	)
+		verdict(expr.VerdictDrop),
+	}
 }
 
+// answersBuffer holds the kernel's answers to all rules and chains, which come at once.
+const answersBuffer = 4 << 20
+
 // applyRuleset writes table, sets, chains and rules in one transaction. Rules are made anew, elements stay: groups that
-// run notice nothing.
-func applyRuleset(p plan) error {
-	conn, err := nftables.New()
+// run notice nothing. What an overlay had before is removed when there is none.
+func (n *Network) applyRuleset(way tunnel, had bool) error {
+	p := n.plan
+	p.tunnel = way
+	conn, err := nftables.New(nftables.WithNetNSFd(int(n.home.Fd())), nftables.WithSockOptions(func(s *nfsocket.Conn) error {
+		return s.SetReadBuffer(answersBuffer)
+	}))
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
 	}
@@ -166,11 +231,17 @@ func applyRuleset(p plan) error {
 			return err
 		}
 	}
-	for _, c := range p.chains() {
-		made := conn.AddChain(&nftables.Chain{Name: c.name, Table: t, Hooknum: c.hook, Type: c.kind, Priority: c.prio})
+	chains, made := p.chains(), map[string]*nftables.Chain{}
+	for _, c := range chains { // all before the first rule that leads to one
+		made[c.name] = conn.AddChain(&nftables.Chain{Name: c.name, Table: t, Hooknum: c.hook, Type: c.kind, Priority: c.prio})
+	}
+	for _, c := range chains {
 		for _, r := range c.rules {
-			conn.AddRule(&nftables.Rule{Table: t, Chain: made, Exprs: r})
+			conn.AddRule(&nftables.Rule{Table: t, Chain: made[c.name], Exprs: r})
 		}
+	}
+	if had && !way.enabled() {
+		p.removeOverlay(conn, t)
 	}
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("write table %s: %w", p.table, err)
@@ -190,6 +261,11 @@ func rule(parts ...[]expr.Any) []expr.Any {
 func one(e expr.Any) []expr.Any { return []expr.Any{e} }
 
 func verdict(kind expr.VerdictKind) []expr.Any { return one(&expr.Verdict{Kind: kind}) }
+
+// leadTo goes on in another chain, for good.
+func leadTo(chain string) []expr.Any {
+	return one(&expr.Verdict{Kind: expr.VerdictGoto, Chain: chain})
+}
 
 // from and to match the instance's links by the beginning of their names.
 func (p plan) from() []expr.Any {

@@ -38,7 +38,11 @@ func (p plan) toSpreadHere() []expr.Any {
 // refuseHere rejects what of that was not translated.
 func (p plan) refuseHere() [][]expr.Any {
 	asked := rule(l3(unix.NFPROTO_IPV4), machine(reg0), destination(reg1), in(setServiceIP, reg0))
-	return append([][]expr.Any{rule(known(), verdict(expr.VerdictAccept)), rule(translated(), verdict(expr.VerdictAccept))}, reject(asked)...)
+	var out [][]expr.Any
+	if p.tunnel.enabled() {
+		out = append(out, rule(p.tunnel.toPeer(), verdict(expr.VerdictAccept)))
+	}
+	return append(append(out, [][]expr.Any{rule(known(), verdict(expr.VerdictAccept)), rule(translated(), verdict(expr.VerdictAccept))}...), reject(asked)...)
 }
 
 // reject refuses in the way of each protocol.
@@ -56,19 +60,30 @@ func (p plan) toSpread() []expr.Any {
 
 // refuse rejects what goes to a service address and was not translated: no endpoint is ready, or the port is none of its.
 // One that leads to the machine may have itself as its endpoint, an address of this machine; the kernel does not count
-// that as a translation.
+// that as a translation. What goes to a group needs no such look: service addresses are outside the groups' range.
 func (p plan) refuse() [][]expr.Any {
-	asked := rule(p.from(), l3(unix.NFPROTO_IPV4), source(reg0), lookupMap(setNetOf, reg0, reg0), destination(reg1), in(setServiceIP, reg0))
-	return append([][]expr.Any{
-		rule(p.from(), translated(), verdict(expr.VerdictAccept)),
-		rule(p.from(), addressed(), in(setServiceHost, reg0), verdict(expr.VerdictAccept)),
-	}, reject(asked)...)
+	toGroups := rule(l3(unix.NFPROTO_IPV4), destination(reg0), within(reg0, p.cidr))
+	var out [][]expr.Any
+	if p.tunnel.enabled() {
+		out = append(out, rule(toGroups, source(reg0), lookupMap(setNetOf, reg0, reg0), setMark(reg0)))
+	}
+	asked := rule(l3(unix.NFPROTO_IPV4), source(reg0), lookupMap(setNetOf, reg0, reg0), destination(reg1), in(setServiceIP, reg0))
+	out = append(out,
+		rule(toGroups, verdict(expr.VerdictAccept)),
+		rule(translated(), verdict(expr.VerdictAccept)),
+		rule(addressed(), in(setServiceHost, reg0), verdict(expr.VerdictAccept)))
+	return append(out, reject(asked)...)
 }
 
 // letIn accepts what a service address that may lead here has led here.
 func (p plan) letIn() []expr.Any {
-	return rule(p.from(), l3(unix.NFPROTO_IPV4), called(reg1), source(reg0), lookupMap(setNetOf, reg0, reg0),
-		meta(expr.MetaKeyL4PROTO, reg2), one(&expr.Ct{Key: expr.CtKeyPROTODST, Register: reg3}), in(setServiceHost, reg0), verdict(expr.VerdictAccept))
+	return rule(l3(unix.NFPROTO_IPV4), p.mayEnter(), verdict(expr.VerdictAccept))
+}
+
+// mayEnter matches connections that asked for a service address that may lead to machines.
+func (p plan) mayEnter() []expr.Any {
+	return rule(called(reg1), source(reg0), lookupMap(setNetOf, reg0, reg0), meta(expr.MetaKeyL4PROTO, reg2),
+		one(&expr.Ct{Key: expr.CtKeyPROTODST, Register: reg3}), in(setServiceHost, reg0))
 }
 
 // spreadChain is the chain of a class.

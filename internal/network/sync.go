@@ -201,7 +201,7 @@ func (n *Network) Slots() ([]uint32, error) {
 	return out, nil
 }
 
-// Purge removes everything of an instance: links, table, gateway address and public routes. Only the machine-wide
+// Purge removes everything of an instance: links, overlay, table, gateway address and public routes. Only the machine-wide
 // forwarding switch stays as it is, because others may rely on it.
 func Purge(_ context.Context, cfg Config) error {
 	n, err := connect(cfg)
@@ -217,7 +217,7 @@ func Purge(_ context.Context, cfg Config) error {
 	for name := range present {
 		names = append(names, name)
 	}
-	errs := []error{n.deleteLinks(names...), n.removeTable(), n.removeGateway()}
+	errs := []error{n.deleteLinks(names...), n.removeOverlay(), n.removeTable(), n.removeGateway()}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("purge network of instance %s: %w", n.plan.instance, err)
 	}

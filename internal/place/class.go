@@ -233,7 +233,7 @@ func (v *View) sweepIdle() {
 			delete(v.rules, c.ruleKey)
 		}
 	}
-	v.swept = v.asks - 1 // the class that is being asked for now is not idle
+	v.swept = v.asks - 1                                                   // the class that is being asked for now is not idle
 	v.sweepClasses = len(v.classes) + max(v.limits.idle, len(v.classes)/2) // the walk is paid by the classes that came
 }
 

@@ -14,7 +14,7 @@ var layers = []struct {
 	packages []string
 }{
 	{"vocabulary", []string{"fault", "group", "host", "service", "store"}},
-	{"pure", []string{"arm", "converge", "place", "seccomp", "stream"}},
+	{"pure", []string{"arm", "converge", "network/overlay", "place", "seccomp", "stream"}},
 	{"adapter", []string{"cgroup", "client", "dns", "hostlink", "identity", "image", "keeper", "network", "port", "probe", "runtime", "sandbox",
 		"store/embedded", "store/etcd", "store/mem", "store/sealed", "volume"}},
 	{"service", []string{"agent", "controller", "httpapi", "nodeless", "sim", "virtualnode"}},
