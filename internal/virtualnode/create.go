@@ -85,9 +85,7 @@ func (p *pods) say(pod *corev1.Pod, s *podState, reason, message string) {
 // fail ends a pod for good.
 func (p *pods) fail(ctx context.Context, pod *corev1.Pod, s *podState, reason, message string) error {
 	p.say(pod, s, reason, message)
-	status := failedStatus(pod, why{reason, message}, p.n.facts(), metav1.Now())
-	setConditions(pod, status, reached{initialized: len(pod.Spec.InitContainers) == 0}, metav1.Now())
-	return p.write(ctx, pod, s, status)
+	return p.write(ctx, pod, s, refusedStatus(pod, why{reason, message}, p.n.facts(), metav1.Now()))
 }
 
 // retryPause is how often a missing reference is looked for; a watch usually tells earlier.

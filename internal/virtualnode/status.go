@@ -357,6 +357,15 @@ func failedStatus(pod *corev1.Pod, because why, f *facts, now metav1.Time) *core
 	return s
 }
 
+// refusedStatus is the status of a pod that the node does not take. Its condition says why, as controllers and people
+// look there.
+func refusedStatus(pod *corev1.Pod, because why, f *facts, now metav1.Time) *corev1.PodStatus {
+	s := failedStatus(pod, because, f, now)
+	setConditions(pod, s, reached{initialized: len(pod.Spec.InitContainers) == 0}, now)
+	condition{kind: corev1.PodReady, reason: because.reason, message: because.message}.set(s, pod.Generation, now)
+	return s
+}
+
 // waitingStatus is the status of a pod whose group cannot be made yet.
 func waitingStatus(pod *corev1.Pod, because why, f *facts, now metav1.Time) *corev1.PodStatus {
 	s := pod.Status.DeepCopy()

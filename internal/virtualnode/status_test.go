@@ -311,3 +311,21 @@ func TestStatusPatchHoldsItsPod(t *testing.T) {
 		}
 	}
 }
+
+// TestRefusalIsACondition looks for the field where controllers look.
+func TestRefusalIsACondition(t *testing.T) {
+	pod := &corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c"}}}}
+	s := refusedStatus(pod, why{"UnsupportedPodSpec", "spec.hostPID: refused"}, &facts{}, metav1.Now())
+	if s.Phase != corev1.PodFailed || s.Reason != "UnsupportedPodSpec" {
+		t.Errorf("phase %s, reason %s; want a failed pod", s.Phase, s.Reason)
+	}
+	for _, c := range s.Conditions {
+		if c.Type == corev1.PodReady {
+			if c.Status != corev1.ConditionFalse || c.Reason != "UnsupportedPodSpec" || c.Message != "spec.hostPID: refused" {
+				t.Errorf("condition Ready = %+v, want one that names the field", c)
+			}
+			return
+		}
+	}
+	t.Error("there is no condition Ready")
+}
