@@ -26,6 +26,6 @@ others=$("$go" list ./... | grep -v /spillway/test$)
     "$go" test -json -timeout 10m $others
     # As it was built, so that nothing is compiled twice.
     [ -z "$kubernetes" ] || (cd kubernetes && "$go" test -json -trimpath -timeout 10m ./...)
-    SPILLWAY_SOAK=${1:-60s} "$go" test -json -count 1 -timeout 20m -parallel 6 ./test
+    SPILLWAY_SOAK=${1:-60s} "$go" test -json -count 1 -timeout 20m -parallel 4 ./test
 } | "$go" run ./hack/summary || status=1
 exit $status
