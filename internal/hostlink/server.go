@@ -143,9 +143,7 @@ func (s *Server) connect(ss grpc.ServerStream) error {
 	defer end(nil)
 	r := &remote{server: s, id: id, out: newOutbox(), gone: gone, end: end, describe: first.Hello.Host, heard: time.Now(),
 		statuses: map[string]group.Status{}, asked: map[int64]chan answer{}}
-	if err := s.enter(r); err != nil {
-		return status.Error(codes.AlreadyExists, err.Error())
-	}
+	s.enter(r)
 	r.out.put(&down{Welcome: &welcome{Version: Version, Term: term, Every: s.cfg.Every, Time: time.Now(), Servers: s.cfg.Servers()}})
 	var loops sync.WaitGroup
 	loops.Go(func() { r.end(r.sendAll(ss)) })
@@ -176,7 +174,7 @@ func checkHello(id Identity, h *hello, term int64) error {
 }
 
 // enter makes a host known; a connection that it had before ends.
-func (s *Server) enter(r *remote) error {
+func (s *Server) enter(r *remote) {
 	s.mu.Lock()
 	old := s.hosts[r.id.Name]
 	s.hosts[r.id.Name] = r
@@ -184,7 +182,6 @@ func (s *Server) enter(r *remote) error {
 	if old != nil {
 		old.end(errors.New("the host has connected anew"))
 	}
-	return nil
 }
 
 func (s *Server) leave(r *remote, why error) {

@@ -20,7 +20,7 @@ import (
 	"spillway.dev/spillway/internal/store"
 )
 
-// place is where a server is, as it tells the others when it leads.
+// serverPlace is where a server is, as it tells the others when it leads.
 type serverPlace struct {
 	ID    string `json:"id"` // one per process
 	API   string `json:"api"`
@@ -145,9 +145,6 @@ func withBody(r *http.Request, body []byte, whole bool) *http.Request {
 	return r
 }
 
-// errNotSent is an attempt of which the other end saw nothing, or that may be made again all the same.
-var errNotSent = errors.New("try again")
-
 // pass sends a request to the leader and its answer to the caller. It is false when nothing was answered and another
 // attempt can do no harm.
 func (f *follower) pass(w http.ResponseWriter, r *http.Request, to serverPlace) (done bool) {
@@ -161,14 +158,8 @@ func (f *follower) pass(w http.ResponseWriter, r *http.Request, to serverPlace) 
 			p.SetURL(target)
 			p.Out.Host = p.In.Host // answers name the address that the caller used
 		},
-		ModifyResponse: func(resp *http.Response) error {
-			if resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get(steppedDown) != "" {
-				return errNotSent
-			}
-			return nil
-		},
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
-			if r.Context().Err() == nil && (errors.Is(err, errNotSent) || repeatable(r, err)) {
+			if r.Context().Err() == nil && repeatable(r, err) {
 				done = false
 				return
 			}
@@ -178,9 +169,6 @@ func (f *follower) pass(w http.ResponseWriter, r *http.Request, to serverPlace) 
 	proxy.ServeHTTP(w, r)
 	return done
 }
-
-// steppedDown marks the answer of a server that does not lead any more.
-const steppedDown = "X-Spillway-Stepped-Down"
 
 // repeatable says whether a request that failed may be sent again: it changes nothing, or changes the same thing to the
 // same state, or it never left.
