@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/url"
 	"os"
 	"os/exec"
@@ -32,14 +34,19 @@ const beat = 500 * time.Millisecond
 type fleetHost struct {
 	*testing.T
 	name, dir string
+	on        *machine
 	bin       binaries
 	cmd       *exec.Cmd
 	log       *os.File
 }
 
 // joinHost starts a host that joins with a token; at the test's end it is purged and the machine looked over.
-func joinHost(t *testing.T, bin binaries, server, token, name string) *fleetHost {
+func joinHost(t *testing.T, on *machine, server, token string) *fleetHost {
 	t.Helper()
+	bin, err := built()
+	if err != nil {
+		t.Fatal(err)
+	}
 	dir, err := os.MkdirTemp(work, "host-")
 	if err != nil {
 		t.Fatal(err)
@@ -48,16 +55,16 @@ func joinHost(t *testing.T, bin binaries, server, token, name string) *fleetHost
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &fleetHost{T: t, name: name, dir: dir, bin: bin, log: log}
+	h := &fleetHost{T: t, name: on.name, on: on, dir: dir, bin: bin, log: log}
 	t.Cleanup(h.destroy)
-	h.start("--server", server, "--token", token, "--name", name)
+	h.start("--server", server, "--token", token, "--name", on.name)
 	return h
 }
 
 // start starts the process and waits for its ready line.
 func (h *fleetHost) start(args ...string) {
 	h.Helper()
-	h.cmd = exec.Command(h.bin.spillway, append([]string{"agent", "--data-dir", h.dir, "--pool", "2"}, args...)...)
+	h.cmd = h.on.command(h.bin.spillway, append([]string{"agent", "--data-dir", h.dir, "--pool", "2"}, args...)...)
 	h.cmd.Env = append(os.Environ(), "SPILLWAY_KEEPER="+h.bin.keeper)
 	h.cmd.Stderr = h.log
 	stdout, err := h.cmd.StdoutPipe()
@@ -85,10 +92,10 @@ func (h *fleetHost) destroy() {
 		h.Error(err)
 		return
 	}
-	if out, err := exec.Command(h.bin.spillway, "down", "--purge", "--data-dir", h.dir).CombinedOutput(); err != nil {
+	if out, err := h.on.command(h.bin.spillway, "down", "--purge", "--data-dir", h.dir).CombinedOutput(); err != nil {
 		h.Errorf("purge host %s: %v\n%s", h.name, err, out)
 	}
-	if err := leftovers(id, h.dir, gateway); err != nil {
+	if err := h.on.inside(func() error { return leftovers(id, h.dir, gateway) }); err != nil {
 		h.Errorf("host %s: %v", h.name, err)
 	}
 	if h.Failed() {
@@ -111,7 +118,7 @@ func awaitHost(t *testing.T, c *client.Client, name string, want host.State) {
 	t.Fatalf("host %s did not become %q: %s", name, want, last)
 }
 
-// endpointOf is where the platform of a data directory answers.
+// endpointOf is where the platform of a data directory answers, as other machines know it.
 func endpointOf(t *testing.T, dir string) string {
 	t.Helper()
 	cfg, err := client.LoadConfig(filepath.Join(dir, "client.json"))
@@ -133,18 +140,20 @@ func token(t *testing.T, c *client.Client) string {
 // TestFleet lets a second host join, runs groups there, kills it, and finds its groups on the first; then it comes back.
 func TestFleet(t *testing.T) {
 	t.Parallel()
-	p := startPlatform(t, options{args: []string{"--hosts-listen", "127.0.0.1:0", "--beat", beat.String()}})
+	s := newSite(t)
+	first, second := s.machine("first"), s.machine("second")
+	p := startPlatform(t, options{on: first, args: []string{"--hosts-listen", first.addr + ":0", "--beat", beat.String()}})
 	own, err := p.client.Hosts(t.Context())
 	if err != nil || len(own) != 1 {
 		t.Fatalf("hosts = %v, %v", own, err)
 	}
 	secret := token(t, p.client)
-	h := joinHost(t, p.bin, endpointOf(t, p.dir), secret, "second")
+	h := joinHost(t, second, endpointOf(t, p.dir), secret)
 	awaitHost(t, p.client, "second", host.Ready)
 	if err := p.importImage(busybox()); err != nil {
 		t.Fatal(err)
 	}
-	out, err := exec.Command(p.bin.spillway, "agent", "--data-dir", t.TempDir(), "--server", endpointOf(t, p.dir), "--token", secret, "--name", "third").CombinedOutput()
+	out, err := second.command(p.bin.spillway, "agent", "--data-dir", t.TempDir(), "--server", endpointOf(t, p.dir), "--token", secret, "--name", "third").CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "used before") {
 		t.Errorf("a token bought two hosts: %v, %s", err, out)
 	}
@@ -200,28 +209,62 @@ func TestFleet(t *testing.T) {
 	}
 }
 
-// startEtcd runs an etcd of this test, and gives its endpoint.
-func startEtcd(t *testing.T) string {
-	t.Helper()
+// etcdRole as an environment variable makes this program an etcd: where it listens.
+const etcdRole = "SPILLWAY_TEST_ETCD"
+
+// serveEtcd is an etcd until somebody ends it.
+func serveEtcd() int {
+	at := os.Getenv(etcdRole)
 	cfg := embed.NewConfig()
-	cfg.Dir, cfg.LogLevel = t.TempDir(), "error"
-	listen, peer := "http://"+keptPort(t), "http://"+keptPort(t)
-	parse := func(text string) []url.URL {
-		u, err := url.Parse(text)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return []url.URL{*u}
-	}
-	cfg.ListenClientUrls, cfg.AdvertiseClientUrls, cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = parse(listen), parse(listen), parse(peer), parse(peer)
+	cfg.Dir, cfg.LogLevel = os.Getenv(etcdRole+"_DIR"), "fatal"
+	at2, _, _ := net.SplitHostPort(at)
+	listen, peer := url.URL{Scheme: "http", Host: at}, url.URL{Scheme: "http", Host: net.JoinHostPort(at2, "2380")}
+	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{listen}, []url.URL{listen}
+	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
 	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
 	e, err := embed.StartEtcd(cfg)
 	if err != nil {
-		t.Fatal(err)
+		fmt.Fprintln(os.Stderr, err)
+		return 1
 	}
-	t.Cleanup(e.Close)
+	defer e.Close()
 	<-e.Server.ReadyNotify()
-	return listen
+	fmt.Println("ready")
+	_, _ = io.Copy(io.Discard, os.Stdin) // until whoever started it is gone
+	return 0
+}
+
+// startEtcd runs an etcd on a machine of its own, and gives its endpoint.
+func (s *site) startEtcd() (*machine, string) {
+	s.Helper()
+	m := s.machine("etcd")
+	at := m.addr + ":2379"
+	self, err := os.Executable()
+	if err != nil {
+		s.Fatal(err)
+	}
+	cmd := m.command(self)
+	cmd.Env = append(os.Environ(), etcdRole+"="+at, etcdRole+"_DIR="+s.TempDir())
+	cmd.Stderr = os.Stderr
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		s.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		s.Fatal(err)
+	}
+	s.Cleanup(func() {
+		stdin.Close()
+		_ = cmd.Wait()
+	})
+	if line, _ := bufio.NewReader(stdout).ReadString('\n'); line != "ready\n" {
+		s.Fatalf("etcd said %q", line)
+	}
+	return m, "http://" + at
 }
 
 // serverProcess is a `spillway server`.
@@ -230,12 +273,13 @@ type serverProcess struct {
 	endpoint string
 }
 
-// servers are those of one fleet, over an etcd of the test.
+// servers are those of one fleet, each on a machine of its own, over an etcd of the test.
 type servers struct {
-	*testing.T
+	*site
 	bin       binaries
 	dir, etcd string
-	ports     map[string]string
+	reached   string // etcd, from here
+	on        map[string]*machine
 	running   map[string]*serverProcess
 }
 
@@ -246,7 +290,9 @@ func startServers(t *testing.T) *servers {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &servers{T: t, bin: bin, etcd: startEtcd(t), dir: t.TempDir(), running: map[string]*serverProcess{}, ports: map[string]string{}}
+	s := &servers{site: newSite(t), bin: bin, dir: t.TempDir(), running: map[string]*serverProcess{}, on: map[string]*machine{}}
+	at, etcd := s.startEtcd()
+	s.etcd, s.reached = etcd, "http://"+at.reach(at.addr+":2379")
 	t.Cleanup(func() {
 		for name, r := range s.running {
 			end(r.cmd)
@@ -256,7 +302,7 @@ func startServers(t *testing.T) *servers {
 		}
 	})
 	for _, name := range []string{"a", "b", "c"} {
-		s.ports[name] = keptPort(t)
+		s.on[name] = s.machine(name)
 		s.start(name)
 	}
 	waitFor(t, "an administrator", func() bool { return exists(s.admin()) })
@@ -273,7 +319,8 @@ func (s *servers) start(name string) {
 		s.Fatal(err)
 	}
 	defer log.Close()
-	cmd := exec.Command(s.bin.spillway, "server", "--data-dir", filepath.Join(s.dir, name), "--listen", s.ports[name], "--hosts-listen", "127.0.0.1:0",
+	at := s.on[name].addr
+	cmd := s.on[name].command(s.bin.spillway, "server", "--data-dir", filepath.Join(s.dir, name), "--listen", at+":8443", "--hosts-listen", at+":8444",
 		"--etcd", s.etcd, "--store-key", filepath.Join(s.dir, "store.key"), "--beat", beat.String())
 	cmd.Stderr = log
 	stdout, err := cmd.StdoutPipe()
@@ -306,7 +353,7 @@ func (s *servers) at(name string) *client.Client {
 	if err != nil {
 		s.Fatal(err)
 	}
-	cfg.Endpoint = s.running[name].endpoint
+	cfg.Endpoint = "https://" + s.on[name].reach(strings.TrimPrefix(s.running[name].endpoint, "https://"))
 	c, err := client.New(*cfg)
 	if err != nil {
 		s.Fatal(err)
@@ -320,7 +367,7 @@ func (s *servers) at(name string) *client.Client {
 func TestServers(t *testing.T) {
 	t.Parallel()
 	s := startServers(t)
-	h := joinHost(t, s.bin, s.running["b"].endpoint, token(t, s.at("c")), "h1")
+	h := joinHost(t, s.machine("h1"), s.running["b"].endpoint, token(t, s.at("c")))
 	awaitHost(t, s.at("b"), "h1", host.Ready)
 	p := (&platform{process: &process{bin: s.bin, dir: h.dir}, client: s.at("c")}).in(t)
 	if err := p.importImage(busybox()); err != nil {
@@ -351,7 +398,7 @@ func (s *servers) leader() string {
 	s.Helper()
 	var found string
 	waitFor(s.T, "a leader", func() bool {
-		value, err := leaderValue(s.Context(), s.etcd)
+		value, err := leaderValue(s.Context(), s.reached)
 		for name, r := range s.running {
 			if err == nil && r.endpoint == value {
 				found = name

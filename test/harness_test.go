@@ -29,6 +29,7 @@ type options struct {
 	env  []string
 	dir  string    // data directory; "": a new one
 	bin  *binaries // nil: those of the tree
+	on   *machine  // nil: this one
 }
 
 // platform is one running `spillway up` with its data directory, seen by one test.
@@ -107,7 +108,11 @@ func (p *platform) up(env ...string) error {
 	if err := awaitPorts(p.opt.env); err != nil {
 		return err
 	}
-	cmd := exec.Command(p.bin.spillway, append([]string{"up", "--data-dir", p.dir, "--listen", "127.0.0.1:0"}, p.opt.args...)...)
+	listen := "127.0.0.1:0"
+	if p.opt.on != nil {
+		listen = p.opt.on.addr + ":0"
+	}
+	cmd := p.opt.on.command(p.bin.spillway, append([]string{"up", "--data-dir", p.dir, "--listen", listen}, p.opt.args...)...)
 	cmd.Env = append(append(append(os.Environ(), "SPILLWAY_KEEPER="+p.bin.keeper), p.opt.env...), env...)
 	cmd.Stderr = p.logs
 	stdout, err := cmd.StdoutPipe()
@@ -137,11 +142,7 @@ func (p *platform) up(env ...string) error {
 	case <-time.After(patience):
 		return fmt.Errorf("spillway up is not ready after %s\n%s", patience, p.tail(20))
 	}
-	cfg, err := client.LoadConfig(filepath.Join(p.dir, "client.json"))
-	if err != nil {
-		return err
-	}
-	if p.client, err = client.New(*cfg); err != nil {
+	if p.client, err = p.opt.on.client(filepath.Join(p.dir, "client.json")); err != nil {
 		return err
 	}
 	p.id, p.gateway, err = instanceOf(p.dir)
@@ -176,7 +177,7 @@ func (p *process) keeperPid() int {
 // destroy stops and purges the platform, then looks whether anything is left.
 func (p *platform) destroy() error {
 	err := p.signal(syscall.SIGTERM)
-	cmd := exec.Command(p.bin.spillway, "down", "--data-dir", p.dir, "--purge")
+	cmd := p.opt.on.command(p.bin.spillway, "down", "--data-dir", p.dir, "--purge")
 	cmd.Env = append(os.Environ(), "SPILLWAY_KEEPER="+p.bin.keeper)
 	out, purge := cmd.CombinedOutput()
 	if purge != nil {
@@ -186,7 +187,7 @@ func (p *platform) destroy() error {
 		p.client.Close()
 	}
 	if p.id != "" {
-		err = errors.Join(err, leftovers(p.id, p.dir, p.gateway))
+		err = errors.Join(err, p.opt.on.inside(func() error { return leftovers(p.id, p.dir, p.gateway) }))
 	}
 	p.logs.Close()
 	if entries, _ := os.ReadDir(p.dir); err == nil && len(entries) > 0 && p.opt.dir == "" {

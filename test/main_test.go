@@ -21,6 +21,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(healthRole) != "" {
 		os.Exit(serveHealth())
 	}
+	if os.Getenv(etcdRole) != "" {
+		os.Exit(serveEtcd())
+	}
 	os.Exit(run(m))
 }
 

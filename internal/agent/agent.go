@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -54,8 +55,16 @@ type Config struct {
 	Allow    group.Allowance // what of this machine groups may have
 	Names    *dns.Table
 	Report   func(group.Status)
-	Log      *slog.Logger
-	Getenv   func(string) string
+	// Blocks says that this machine is one of several: its groups' addresses come from blocks that it is given, at first from
+	// Held.
+	Blocks bool
+	Held   []netip.Prefix
+	// Underlay is where other hosts reach this one, when the servers cannot find it out.
+	Underlay netip.Addr
+	// Changed is called when what the host says of itself is news that should not wait; nil: nobody wants to know.
+	Changed func()
+	Log     *slog.Logger
+	Getenv  func(string) string
 }
 
 // DefaultPoolSize is how many slots wait: enough for the starts that come within the time of a refill, and at about a
@@ -71,6 +80,7 @@ type Agent struct {
 	reclaim  *reclaimer
 	networks *networks
 	routes   *routes
+	span     *span
 	runtimes map[group.Isolation]runtime.Runtime
 	keeper   atomic.Pointer[keeper.Client]
 	resolv   string // shared resolv.conf
@@ -120,8 +130,10 @@ func Open(ctx context.Context, cfg Config) (*Agent, error) {
 	if err := shareMount(a.path("volumes")); err != nil {
 		return nil, err
 	}
-	a.addrs = network.NewGroupPool(cfg.Network.CIDR())
-	a.pool, a.reclaim, a.routes = newPool(a), newReclaimer(a), newRoutes(a)
+	a.pool, a.reclaim, a.routes, a.span = newPool(a), newReclaimer(a), newRoutes(a), newSpan(a)
+	if err := a.openAddresses(); err != nil {
+		return nil, err
+	}
 	a.makeRuntimes()
 	if err := a.writeResolv(); err != nil {
 		return nil, err
@@ -159,6 +171,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { a.reclaim.run(ctx); return nil })
 	g.Go(func() error { a.watchDisk(ctx); return nil })
 	g.Go(func() error { a.routes.run(ctx); return nil })
+	g.Go(func() error { a.span.run(ctx); return nil })
 	err := g.Wait()
 	a.wg.Wait()
 	if k := a.keeper.Load(); k != nil {
@@ -224,6 +237,7 @@ func (a *Agent) forgetWorker(uid string) {
 	delete(a.workers, uid)
 	delete(a.statuses, uid)
 	a.mu.Unlock()
+	a.span.nudge()
 	_ = os.Remove(a.path("groups", uid+".json"))
 }
 

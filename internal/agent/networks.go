@@ -65,7 +65,12 @@ func (n *networks) write() error {
 	if err != nil {
 		return err
 	}
-	f, err := os.OpenFile(n.path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	return writeSynced(n.path, body)
+}
+
+// writeSynced writes a file that must be there whole or not at all after a crash.
+func writeSynced(path string, body []byte) error {
+	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
@@ -73,7 +78,7 @@ func (n *networks) write() error {
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}
-	return os.Rename(n.path+".new", n.path)
+	return os.Rename(path+".new", path)
 }
 
 // networkOf is the number of a group's network; 0, which joins nothing, when it cannot be written down.

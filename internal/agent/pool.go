@@ -154,12 +154,7 @@ const PoolNone = -1
 
 // take gives a parked slot, or makes one.
 func (p *pool) take(ctx context.Context, rt runtime.Runtime, want wish) (*slot, error) {
-	defer func() {
-		select {
-		case p.need <- struct{}{}:
-		default:
-		}
-	}()
+	defer p.wakeUp()
 	if want == (wish{}) {
 		select {
 		case s := <-p.ready:
@@ -173,6 +168,7 @@ func (p *pool) take(ctx context.Context, rt runtime.Runtime, want wish) (*slot, 
 }
 
 func (p *pool) refill(ctx context.Context) (*slot, error) {
+	p.a.span.awaitBlock(ctx)
 	p.a.sweeping.RLock()
 	defer p.a.sweeping.RUnlock()
 	return p.make(ctx, p.a.runtimes[group.IsolationShared], wish{})
@@ -286,6 +282,11 @@ func (p *pool) resume() {
 	p.mu.Lock()
 	p.paused = false
 	p.mu.Unlock()
+	p.wakeUp()
+}
+
+// wakeUp lets the pool look whether it is full.
+func (p *pool) wakeUp() {
 	select {
 	case p.need <- struct{}{}:
 	default:

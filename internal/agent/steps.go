@@ -20,6 +20,9 @@ import (
 // act carries one step out and says whether the next step of the same plan still makes sense. Steps that take long go
 // on in the background and post what came of them.
 func (w *worker) act(ctx context.Context, s converge.Step) bool {
+	if s.Action == converge.Claim {
+		w.a.span.awaitBlock(ctx)
+	}
 	if s.Action == converge.Claim || s.Action == converge.Volumes || s.Action == converge.Start {
 		// What these steps make must not be taken for a leak before it is known whose it is.
 		w.a.sweeping.RLock()
@@ -139,6 +142,7 @@ func (w *worker) claim(ctx context.Context) bool {
 	public, err := w.publicAddress()
 	if err == nil && !s.host {
 		err = w.a.join(ctx, s.id, w.a.membership(w.g, s.addr, public))
+		w.a.span.await(ctx, w.g)
 	}
 	if err == nil {
 		// gofail: var claimJoined struct{}

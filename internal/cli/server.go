@@ -20,7 +20,7 @@ func (a *app) serverCommand() *cobra.Command {
 	cfg := platform.Config{Stdout: a.stdout, Getenv: a.getenv, Version: Version()}
 	var kept platform.Store
 	var files etcdFiles
-	services, verbose := "", false
+	cidr, services, verbose := "", "", false
 	c := &cobra.Command{
 		Use: "server", Short: "Run a server of a fleet, without groups on this machine, in the foreground", Args: none,
 		Long: "Several servers over one etcd cluster share the work of a fleet: one leads, any answers. Hosts join with 'spillway agent'.\n" +
@@ -28,6 +28,9 @@ func (a *app) serverCommand() *cobra.Command {
 		RunE: func(c *cobra.Command, _ []string) error {
 			cfg.Log = a.logger(verbose)
 			var err error
+			if cfg.Network, err = rangeFlag(cidr); err != nil {
+				return err
+			}
 			if cfg.Services, err = netip.ParsePrefix(services); err != nil {
 				return usagef("--service-addresses %q: %v", services, err)
 			}
@@ -47,11 +50,24 @@ func (a *app) serverCommand() *cobra.Command {
 	f.StringVar(&files.cert, "etcd-cert", "", "certificate for etcd")
 	f.StringVar(&files.key, "etcd-key", "", "key of that certificate")
 	f.StringVar(&kept.KeyFile, "store-key", "", "file of the key that seals what is in etcd: the same for all servers (default: store.key in the data directory)")
+	f.StringVar(&cidr, "network", "", "range of all groups' own addresses, chosen once (default: "+platform.DefaultRange.String()+")")
 	f.StringVar(&services, "service-addresses", controller.DefaultServices.String(), "range out of which service addresses get theirs")
 	f.Float64Var(&cfg.CPUFactor, "cpu-overcommit", controller.DefaultCPUOvercommit, "requested cores that one real core carries")
 	f.DurationVar(&cfg.Beat, "beat", hostlink.DefaultBeat, "time between two signs of life of a host; one that misses three is lost")
 	f.BoolVar(&verbose, "verbose", false, "log more")
 	return c
+}
+
+// rangeFlag reads --network; "" is none.
+func rangeFlag(text string) (netip.Prefix, error) {
+	if text == "" {
+		return netip.Prefix{}, nil
+	}
+	p, err := netip.ParsePrefix(text)
+	if err != nil {
+		return p, usagef("--network %q: %v", text, err)
+	}
+	return p, nil
 }
 
 // config reads the certificates; nil without any.

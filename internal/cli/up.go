@@ -37,10 +37,8 @@ func (a *app) upCommand() *cobra.Command {
 			if cfg.Public, err = prefixes(public); err != nil {
 				return err
 			}
-			if cidr != "" {
-				if cfg.Network, err = netip.ParsePrefix(cidr); err != nil {
-					return usagef("--network %q: %v", cidr, err)
-				}
+			if cfg.Network, err = rangeFlag(cidr); err != nil {
+				return err
 			}
 			if cfg.Services, err = netip.ParsePrefix(services); err != nil {
 				return usagef("--service-addresses %q: %v", services, err)

@@ -233,6 +233,19 @@ func (c *Controller) followTarget(e *entry, gone bool) {
 	}
 }
 
+// followTargets looks at all groups of a host again, with the lock held.
+func (c *Controller) followTargets(name string) {
+	for _, e := range c.idx.byHost[name] {
+		c.followTarget(e, false)
+	}
+}
+
+// lost says whether a host is lost, with the lock held.
+func (c *Controller) lost(name string) bool {
+	a := c.absent[name]
+	return a != nil && a.lost
+}
+
 func (c *Controller) targetOf(e *entry) *target {
 	g, s := e.group, e.status
 	t := &target{network: networkKey(g.Ref.Subscription, g.Spec.NetworkName()), labels: g.Spec.Labels}
@@ -247,7 +260,7 @@ func (c *Controller) targetOf(e *entry) *target {
 		return t
 	}
 	t.ip, _ = netip.ParseAddr(s.IP)
-	t.up = t.ip.IsValid()
+	t.up = t.ip.IsValid() && !c.lost(g.Host)
 	t.ready = t.up && s.Ready()
 	return t
 }

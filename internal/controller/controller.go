@@ -46,6 +46,9 @@ type Config struct {
 	// DefaultServices. Reserved are the groups' own ranges, where no service address may be.
 	Services netip.Prefix
 	Reserved []netip.Prefix
+	// Network is the range of all groups' addresses, of which hosts get blocks; zero: this machine is the only host, and
+	// has it all.
+	Network netip.Prefix
 	// LostAfter is how long a host that has joined may be silent before its groups are started elsewhere; 0:
 	// DefaultLostAfter.
 	LostAfter time.Duration
@@ -65,7 +68,9 @@ type Controller struct {
 	absent  map[string]*absence // by name: hosts that have joined and are not connected
 	settled bool                // what hosts have not told by now does not count
 
-	serving sync.Mutex // orders what hosts are told of service addresses; taken before mu
+	span      *span
+	numbering sync.Mutex // one network at a time gets its number
+	serving   sync.Mutex // orders what hosts are told of service addresses; taken before mu
 
 	// placing is held for reading from the choice of a host to the message to it, for writing while a host is told
 	// which groups it keeps: in between, a new group would be taken for a foreign one.
@@ -96,7 +101,7 @@ func New(ctx context.Context, cfg Config) (*Controller, error) {
 	if cfg.LostAfter == 0 {
 		cfg.LostAfter = DefaultLostAfter
 	}
-	c := &Controller{cfg: cfg, idx: newIndex(place.Policies{Default: cfg.Policy, Pools: cfg.Pools}), links: map[string]host.Link{}, absent: map[string]*absence{}, dirty: newQueue(), gone: newQueue(), moved: newQueue(), room: newQueue()}
+	c := &Controller{cfg: cfg, idx: newIndex(place.Policies{Default: cfg.Policy, Pools: cfg.Pools}), links: map[string]host.Link{}, absent: map[string]*absence{}, dirty: newQueue(), gone: newQueue(), moved: newQueue(), room: newQueue(), span: newSpan(cfg.Now())}
 	if err := c.load(ctx); err != nil {
 		return nil, fmt.Errorf("load groups: %w", err)
 	}
@@ -130,6 +135,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	wg.Go(func() { c.removeLoop(ctx) })
 	wg.Go(func() { c.serveLoop(ctx) })
 	wg.Go(func() { c.failoverLoop(ctx) })
+	wg.Go(func() { c.spanLoop(ctx) })
 	return c.follow(ctx)
 }
 

@@ -30,6 +30,9 @@ type absence struct {
 	since time.Time // when it was heard of last
 	lost  bool
 	empty bool // all that had to go elsewhere has; a lost host gets no new groups
+
+	withdrawn   int64 // version of the network over all hosts that is without it; 0: nobody has been told yet
+	withdrawnAt time.Time
 }
 
 // failoverLoop declares hosts lost and starts their groups elsewhere, until ctx ends.
@@ -47,7 +50,9 @@ func (c *Controller) failoverLoop(ctx context.Context) {
 			room = true
 		case <-tick.C:
 		}
-		c.loseHosts()
+		if c.loseHosts() {
+			c.withdraw()
+		}
 		now := c.cfg.Now()
 		if c.stuck = c.stuck && !room && now.Sub(tried) < roomPause; c.stuck {
 			continue
@@ -57,18 +62,20 @@ func (c *Controller) failoverLoop(ctx context.Context) {
 	}
 }
 
-// loseHosts declares those lost that have been silent for too long.
-func (c *Controller) loseHosts() {
+// loseHosts declares those lost that have been silent for too long. Their groups are no endpoints from then on.
+func (c *Controller) loseHosts() (some bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := c.cfg.Now()
 	for name, a := range c.absent {
 		if !a.lost && now.Sub(a.since) >= c.cfg.LostAfter {
-			a.lost = true
+			a.lost, some = true, true
 			c.showHost(name)
-			c.cfg.Log.Error("host lost", "host", name, "silentFor", now.Sub(a.since).Round(time.Millisecond), "groups", len(c.idx.onHost(name)))
+			c.followTargets(name)
+			c.cfg.Log.Error("host lost", "host", name, "silentFor", now.Sub(a.since).Round(time.Millisecond), "groups", len(c.idx.byHost[name]))
 		}
 	}
+	return some
 }
 
 // moveLost starts some groups of lost hosts elsewhere. It is true when some of them have room nowhere.
@@ -95,7 +102,7 @@ func (c *Controller) displaced() []*group.Group {
 	defer c.mu.Unlock()
 	var out []*group.Group
 	for name, a := range c.absent {
-		if !a.lost || a.empty {
+		if !a.lost || a.empty || !c.fenced(a) {
 			continue
 		}
 		before := len(out)
@@ -180,6 +187,9 @@ func (c *Controller) heardLast(name string) time.Time {
 	return c.cfg.Now()
 }
 
+// lostReason begins the reason of a group that ended with its host.
+const lostReason = "HostLost: "
+
 // lostStatus is the end of a group that is not started again: how its containers ended nobody knows.
 func lostStatus(g *group.Group, last *group.Status, state group.State, now time.Time) group.Status {
 	s := group.Status{UID: g.UID}
@@ -187,7 +197,7 @@ func lostStatus(g *group.Group, last *group.Status, state group.State, now time.
 		s = *last
 	}
 	s.Generation, s.Epoch, s.State, s.Finished = g.Generation, g.Epoch, state, now
-	s.Reason = "HostLost: the host " + g.Host + " was lost while the group ran"
+	s.Reason = lostReason + "the host " + g.Host + " was lost while the group ran"
 	s.Init, s.Containers = lostContainers(s.Init, now), lostContainers(s.Containers, now)
 	return s
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"reflect"
 	"sort"
 	"strings"
@@ -25,6 +26,8 @@ type hostRecord struct {
 	Pool   string    `json:"pool,omitempty"` // as its token says; "": as the host says
 	Last   host.Host `json:"last,omitzero"`  // how it described itself when it connected last
 
+	Blocks []netip.Prefix `json:"blocks,omitempty"` // where its groups' addresses are from
+
 	revision int64
 }
 
@@ -39,6 +42,7 @@ func (c *Controller) applyHost(ch store.Change) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	defer c.respan()
 	old := c.idx.hosts[name]
 	switch {
 	case old != nil && old.revision >= ch.Revision, ch.Revision <= c.idx.followed, c.idx.buried[ch.Key] > ch.Revision:
@@ -118,6 +122,7 @@ func (c *Controller) Connect(link host.Link) {
 		link.Assign(g)
 	}
 	c.serveAll(link)
+	c.spanAll(name, link)
 	retain(link, mine)
 	c.placing.Unlock()
 	for _, g := range mine {
@@ -129,8 +134,10 @@ func (c *Controller) Connect(link host.Link) {
 	if c.links[name] == link {
 		delete(c.absent, name)
 		c.showHost(name)
+		c.followTargets(name)
 	}
 	c.mu.Unlock()
+	c.respan()
 	c.room.add(name)
 }
 
@@ -169,7 +176,7 @@ func (c *Controller) Heard(name string) {
 // Remember keeps how a host describes itself, for the time when it is away. It is called after each connection.
 func (c *Controller) Remember(ctx context.Context, h host.Host) error {
 	return c.changeHost(ctx, h.Name, func(r *hostRecord) error {
-		h.Images, h.DiskFull = nil, false // they change all the time
+		h.Images, h.DiskFull, h.Overlay, h.State = nil, false, 0, host.Ready // they change all the time
 		if reflect.DeepEqual(r.Last, h) {
 			return errUnchanged
 		}

@@ -34,10 +34,12 @@ type index struct {
 	groups    map[string]*entry            // by arm.Key
 	byUID     map[string]*entry            //
 	byRG      map[string]map[string]*entry // by subscription/resource group, then arm.Key
+	byHost    map[string]map[string]*entry // by name, then uid
 	rgs       map[string]*ResourceGroup    // by subscription/name
 	hosts     map[string]*hostRecord       // by name: hosts that have joined, and what is wanted of this machine's own
 	fleet     *place.View                  // what the hosts have, and what of it groups hold
 	reserved  map[string]chan struct{}     // by uid: a write is under way, and the fleet holds what it will need; closed at its end
+	networks  map[string]uint32            // by networkKey: VXLAN ids
 	addresses *addressIndex
 	// buried holds the revision of own deletions, by store key, until the store's watch has told of them: older
 	// records of the same key that it still has to tell must not come to life again.
@@ -47,7 +49,7 @@ type index struct {
 
 func newIndex(policies place.Policies) index {
 	return index{
-		groups: map[string]*entry{}, byUID: map[string]*entry{}, byRG: map[string]map[string]*entry{},
+		groups: map[string]*entry{}, byUID: map[string]*entry{}, byRG: map[string]map[string]*entry{}, byHost: map[string]map[string]*entry{}, networks: map[string]uint32{},
 		rgs: map[string]*ResourceGroup{}, hosts: map[string]*hostRecord{}, fleet: place.NewView(policies), reserved: map[string]chan struct{}{},
 		buried: map[string]int64{}, addresses: newAddressIndex(),
 	}
@@ -93,6 +95,8 @@ func (c *Controller) apply(ch store.Change) error {
 		}
 	case strings.HasPrefix(key, store.Hosts):
 		return c.applyHost(ch)
+	case strings.HasPrefix(key, store.NetworkIDs):
+		return c.applyNetworkID(ch)
 	}
 	return nil
 }
@@ -166,7 +170,13 @@ func (c *Controller) putGroup(g *group.Group, revision int64) bool {
 		}
 		c.idx.byRG[scope][key] = e
 	}
-	e.group, e.revision = g, revision
+	if e.group != nil && e.group.Host != g.Host {
+		takeFrom(c.idx.byHost, e.group.Host, g.UID)
+	}
+	if e.group, e.revision = g, revision; g.Host != "" {
+		fileIn(c.idx.byHost, g.Host, g.UID, e)
+		c.wantBlocks(g.Host)
+	}
 	if a := c.absent[g.Host]; a != nil {
 		a.empty = false // what is wanted of it has changed
 	}
@@ -192,6 +202,7 @@ func (c *Controller) remove(key string, e *entry) {
 	}
 	delete(c.idx.groups, key)
 	delete(c.idx.byUID, e.group.UID)
+	takeFrom(c.idx.byHost, e.group.Host, e.group.UID)
 	scope := rgKey(e.group.Ref.Subscription, e.group.Ref.ResourceGroup)
 	delete(c.idx.byRG[scope], key)
 	if len(c.idx.byRG[scope]) == 0 {
@@ -225,10 +236,8 @@ func (x *index) account(e *entry) {
 
 func (x *index) onHost(name string) []*group.Group {
 	var out []*group.Group
-	for _, e := range x.groups {
-		if e.group.Host == name {
-			out = append(out, e.group)
-		}
+	for _, e := range x.byHost[name] {
+		out = append(out, e.group)
 	}
 	return out
 }

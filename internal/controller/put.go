@@ -108,6 +108,11 @@ func labelKey(g *group.Group) string {
 
 // write places a group where it needs a host, commits it and tells the host. revision 0 creates.
 func (c *Controller) write(ctx context.Context, g *group.Group, revision int64, ops []store.Op) (Result, error) {
+	if g.Desired == group.Run && g.NetworkID == 0 {
+		if err := c.numberNetwork(ctx, g); err != nil {
+			return Result{}, err
+		}
+	}
 	if g.Desired == group.Run && (g.Host == "" || c.grows(g)) {
 		c.placing.RLock()
 		defer c.placing.RUnlock()
@@ -171,7 +176,7 @@ func (c *Controller) update(ctx context.Context, e *entry, req *arm.Request) (Re
 	keepRequestedAddress(&g.Spec, e)
 	g.Generation++
 	if ended { // as new: nothing has to stay as it was
-		g.Desired, g.Host = group.Run, ""
+		g.Desired, g.Host, g.NetworkID = group.Run, "", 0
 		g.Epoch++
 		return c.write(ctx, &g, e.revision, c.labelOps(old, &g))
 	}

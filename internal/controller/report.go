@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"spillway.dev/spillway/internal/arm"
@@ -35,6 +36,7 @@ func (c *Controller) Report(name string, s group.Status) {
 		c.mu.Unlock()
 		return
 	}
+	c.truthful(name, e.group, &s)
 	was := group.State("")
 	if e.status != nil {
 		was = e.status.State
@@ -61,6 +63,8 @@ func (c *Controller) Report(name string, s group.Status) {
 // a group that should run: it is the host that the group has left.
 func current(e *entry, s *group.Status) bool {
 	switch {
+	case e.status != nil && !s.Gone && e.group.Desired == group.Stop && strings.HasPrefix(e.status.Reason, lostReason):
+		return false // its end has been told; what the host finds when it comes back does not undo it
 	case e.status != nil && s.Epoch < e.status.Epoch, s.Epoch > e.group.Epoch:
 		return false
 	case s.Gone && s.Epoch < e.group.Epoch && e.group.Desired == group.Run:

@@ -37,7 +37,8 @@ type Group struct {
 	Created    time.Time         `json:"created"`
 	Desired    Desired           `json:"desired"`
 	Host       string            `json:"host"`
-	Events     []Event           `json:"events,omitempty"` // what the control plane did to it; hosts report theirs
+	NetworkID  uint32            `json:"networkID,omitempty"` // of its network, on all hosts; 0: there is one host
+	Events     []Event           `json:"events,omitempty"`    // what the control plane did to it; hosts report theirs
 	Spec       Spec              `json:"spec"`
 }
 

@@ -6,6 +6,7 @@ package host
 import (
 	"context"
 	"io"
+	"net/netip"
 	"time"
 
 	"spillway.dev/spillway/internal/group"
@@ -26,10 +27,12 @@ type Host struct {
 	Cordoned    bool              `json:"cordoned"` // takes no new groups
 	Version     string            `json:"version"`
 	Kernel      string            `json:"kernel"`
-	CgroupMode  string            `json:"cgroupMode"`       // v1 or v2
-	Runtime     string            `json:"runtime"`          // of shared isolation
-	DiskFull    bool              `json:"diskFull"`         // refuses new groups
-	Images      []string          `json:"images,omitempty"` // references that are there, when the host tells
+	CgroupMode  string            `json:"cgroupMode"`        // v1 or v2
+	Runtime     string            `json:"runtime"`           // of shared isolation
+	DiskFull    bool              `json:"diskFull"`          // refuses new groups
+	Images      []string          `json:"images,omitempty"`  // references that are there, when the host tells
+	Underlay    netip.Addr        `json:"underlay,omitzero"` // where other hosts reach it; the servers find it out
+	Overlay     int64             `json:"overlay,omitempty"` // version of the newest Overlay that it has carried out
 }
 
 // State says whether a host takes part.
@@ -53,6 +56,9 @@ type Link interface {
 	// Serve tells the host of service addresses. It only records the wish and wakes the host's loop. The first call of
 	// a connection is full, and comes after all groups have been assigned.
 	Serve(u service.Update)
+	// Span tells the host of the network over all hosts. It only records the wish and wakes the host's loop. The first
+	// call of a connection is full, and comes after all groups have been assigned.
+	Span(o Overlay)
 	// Status is the newest status of a group, false when the host does not know it.
 	Status(uid string) (group.Status, bool)
 	// Describe is what the host says of itself.

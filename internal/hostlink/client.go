@@ -65,6 +65,7 @@ type Client struct {
 	statuses map[string]group.Status
 	fresh    map[string]bool // uids that the server has not been told of
 	bell     chan struct{}
+	changed  chan struct{} // what the host says of itself is news
 }
 
 // NewClient makes a client; Run keeps it going.
@@ -73,7 +74,7 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the highest term: %w", err)
 	}
-	return &Client{cfg: cfg, term: term, servers: cfg.Servers, statuses: map[string]group.Status{}, fresh: map[string]bool{}, bell: make(chan struct{}, 1)}, nil
+	return &Client{cfg: cfg, term: term, servers: cfg.Servers, statuses: map[string]group.Status{}, fresh: map[string]bool{}, bell: make(chan struct{}, 1), changed: make(chan struct{}, 1)}, nil
 }
 
 // Report takes what the host says of a group; it never blocks, and the newest word counts.
@@ -84,6 +85,14 @@ func (c *Client) Report(s group.Status) {
 	c.mu.Unlock()
 	select {
 	case c.bell <- struct{}{}:
+	default:
+	}
+}
+
+// Changed says that what the host says of itself is news: the server hears it now and not with the next beat.
+func (c *Client) Changed() {
+	select {
+	case c.changed <- struct{}{}:
 	default:
 	}
 }
@@ -317,6 +326,7 @@ func (n *connection) beats(ctx context.Context, every time.Duration) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-tick.C:
+		case <-n.c.changed:
 		}
 	}
 }
@@ -346,6 +356,8 @@ func (n *connection) hear(ctx context.Context, d *down, streams *sync.WaitGroup)
 		local.Retain(uids)
 	case d.Serve != nil:
 		local.Serve(*d.Serve)
+	case d.Span != nil:
+		local.Span(*d.Span)
 	case d.Beat != nil:
 		n.mu.Lock()
 		at, ok := n.sent[d.Beat.Seq]

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net/netip"
 	"net/url"
 	"regexp"
 	"strings"
@@ -62,4 +63,17 @@ func identityOf(ctx context.Context) (Identity, error) {
 		return Identity{}, errors.New("the caller shows no certificate of this platform")
 	}
 	return IdentityOf(info.State.VerifiedChains[0][0])
+}
+
+// callerAddr is the address that a call has come from: nobody completes a handshake from another's.
+func callerAddr(ctx context.Context) netip.Addr {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return netip.Addr{}
+	}
+	at, err := netip.ParseAddrPort(p.Addr.String())
+	if err != nil {
+		return netip.Addr{}
+	}
+	return at.Addr().Unmap()
 }

@@ -5,6 +5,7 @@ import (
 	"sync"
 
 	"spillway.dev/spillway/internal/group"
+	"spillway.dev/spillway/internal/host"
 	"spillway.dev/spillway/internal/service"
 )
 
@@ -15,6 +16,7 @@ type outbox struct {
 	queue  []*down
 	groups map[string]*down // by uid: the message that assigns the group
 	serve  *service.Update  // in the queue already
+	span   *host.Overlay    // in the queue already
 	bell   chan struct{}
 }
 
@@ -83,12 +85,25 @@ func (o *outbox) addServe(u service.Update) {
 	o.serve.Gone = append(slices.DeleteFunc(slices.Clone(o.serve.Gone), func(uid string) bool { return changed[uid] }), u.Gone...)
 }
 
+// addSpan adds a change of the network over all hosts, or joins it with those that nobody has read yet.
+func (o *outbox) addSpan(u host.Overlay) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	defer o.ring()
+	if o.span != nil {
+		o.span.Join(u)
+		return
+	}
+	o.span = &u
+	o.queue = append(o.queue, &down{Span: o.span})
+}
+
 // take gives all that is to be sent now.
 func (o *outbox) take() []*down {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	out := o.queue
-	o.queue, o.serve = nil, nil
+	o.queue, o.serve, o.span = nil, nil, nil
 	clear(o.groups)
 	return out
 }

@@ -46,6 +46,9 @@ func (r *remote) Retain(uids map[string]bool) {
 // Serve implements host.Link.
 func (r *remote) Serve(u service.Update) { r.out.addServe(u) }
 
+// Span implements host.Link.
+func (r *remote) Span(o host.Overlay) { r.out.addSpan(o) }
+
 // Status implements host.Link.
 func (r *remote) Status(uid string) (group.Status, bool) {
 	r.mu.Lock()

@@ -141,6 +141,7 @@ func (s *Server) connect(ss grpc.ServerStream) error {
 	}
 	gone, end := context.WithCancelCause(ss.Context())
 	defer end(nil)
+	first.Hello.Host.Underlay = callerAddr(ss.Context())
 	r := &remote{server: s, id: id, out: newOutbox(), gone: gone, end: end, describe: first.Hello.Host, heard: time.Now(),
 		statuses: map[string]group.Status{}, asked: map[int64]chan answer{}}
 	s.enter(r)
@@ -295,6 +296,7 @@ func (r *remote) beat(b *beat) error {
 		return fmt.Errorf("its clock is %s off; set it right (an NTP service does)", (-skew).Round(time.Second))
 	}
 	r.mu.Lock()
+	b.Host.Underlay = r.describe.Underlay
 	r.describe = b.Host
 	r.mu.Unlock()
 	r.out.put(&down{Beat: &pulse{Seq: b.Seq, Lease: r.server.cfg.Control.Beat(r.id.Name)}})

@@ -57,6 +57,7 @@ type down struct {
 	Assign      []*group.Group  `json:"assign,omitempty"`
 	Retain      *retain         `json:"retain,omitempty"`
 	Serve       *service.Update `json:"serve,omitempty"`
+	Span        *host.Overlay   `json:"span,omitempty"`
 	Beat        *pulse          `json:"beat,omitempty"`
 	Ask         *ask            `json:"ask,omitempty"`
 	Open        *open           `json:"open,omitempty"`

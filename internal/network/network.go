@@ -14,8 +14,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -160,6 +162,13 @@ func (n *Network) Gateway() netip.Addr { return n.plan.gateway }
 
 // CIDR is the range that groups' addresses come from.
 func (n *Network) CIDR() netip.Prefix { return n.cfg.CIDR }
+
+// Addresses are those of all slots.
+func (n *Network) Addresses() []netip.Addr {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Collect(maps.Keys(n.have.guard))
+}
 
 // Close closes the sockets; links, addresses and rules stay, and groups keep their network.
 func (n *Network) Close() error {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,6 +24,7 @@ import (
 	"spillway.dev/spillway/internal/group"
 	"spillway.dev/spillway/internal/hostlink"
 	"spillway.dev/spillway/internal/identity"
+	"spillway.dev/spillway/internal/network"
 )
 
 // Joining is what `spillway agent` needs when its machine is not of a fleet yet, and what the machine says of itself.
@@ -64,11 +66,17 @@ func Agent(ctx context.Context, cfg Config, j Joining) error {
 	if err != nil {
 		return err
 	}
-	s := &site{Config: cfg, hostName: m.Name}
+	if cfg.Network, err = m.network(); err != nil {
+		return err
+	}
+	s := &site{Config: cfg, hostName: m.Name, fleet: true}
 	if s.allow, err = group.ParseAllowance(cfg.Allow); err != nil {
 		return err
 	}
 	if s.runtimePath, err = findRuntime(cfg.Runtime); err != nil {
+		return err
+	}
+	if err := freeRange(&cfg); err != nil {
 		return err
 	}
 	if s.instance, err = openInstance(ctx, &cfg); err != nil {
@@ -77,12 +85,34 @@ func Agent(ctx context.Context, cfg Config, j Joining) error {
 	return s.runHost(ctx, m, &j)
 }
 
+// freeRange makes sure, before this machine becomes a host, that none of its own addresses and routes are in the fleet's range.
+func freeRange(cfg *Config) error {
+	if _, err := readInstance(cfg.DataDir); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	used, err := network.HostPrefixes()
+	if err != nil {
+		return err
+	}
+	for _, p := range used {
+		if p.Bits() > 0 && p.Overlaps(cfg.Network) {
+			return fault.New(fault.Conflict, "", "This machine cannot be a host of the fleet: %s is in use here, and the groups of the fleet have %s. A machine is one host of one fleet, and none of its own addresses and routes are in that fleet's range.", p, cfg.Network)
+		}
+	}
+	return nil
+}
+
 // runHost builds this machine's part, in order, and closes it in reverse.
 func (s *site) runHost(ctx context.Context, m *member, j *Joining) error {
 	loops, stop := context.WithCancel(ctx)
 	defer stop()
 	run, loops := errgroup.WithContext(loops)
 	var client atomic.Pointer[hostlink.Client]
+	s.changed = func() {
+		if c := client.Load(); c != nil {
+			c.Changed()
+		}
+	}
 	h, err := openHost(loops, s, func(st group.Status) {
 		if c := client.Load(); c != nil {
 			c.Report(st)
@@ -197,6 +227,15 @@ func (m *member) join(ctx context.Context, j *Joining) error {
 		}
 	}
 	return nil
+}
+
+// network is the range of the fleet's groups.
+func (m *member) network() (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(m.Network)
+	if err != nil {
+		return p, fault.New(fault.Unavailable, "", "The servers did not say which range the groups' addresses are from (%q). Upgrade them, then remove this host, empty its data directory %s and join again.", m.Network, m.dir)
+	}
+	return p, nil
 }
 
 func (m *member) tls() *tls.Config {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"time"
 
 	"spillway.dev/spillway/internal/controller"
@@ -123,6 +124,33 @@ func (f *fleet) Beat(name string) time.Duration {
 	}
 	l.ctrl.Heard(name)
 	return hostlink.Missed * f.beat
+}
+
+// joinOwn makes the machine that runs the servers a host like the others.
+func (s *site) joinOwn(ctrl *controller.Controller) {
+	name := s.name()
+	s.underlay = reachedAt(s.HostsListen)
+	s.changed = func() { ctrl.Heard(name) }
+	s.hold = func(ctx context.Context, used []netip.Addr) ([]netip.Prefix, error) {
+		err := ctrl.HoldBlocks(ctx, name, used)
+		return ctrl.Blocks(name), err
+	}
+}
+
+// reachedAt is the address by which other machines reach this one: that of the listener, or of the way to the world when it
+// is any.
+func reachedAt(listener string) netip.Addr {
+	host, _, _ := net.SplitHostPort(listener)
+	if ip, err := netip.ParseAddr(host); err == nil && !ip.IsUnspecified() {
+		return ip.Unmap()
+	}
+	conn, err := net.Dial("udp4", "192.0.2.1:9") // for documentation: nothing is sent
+	if err != nil {
+		return netip.Addr{}
+	}
+	defer conn.Close()
+	at, _ := netip.ParseAddrPort(conn.LocalAddr().String())
+	return at.Addr()
 }
 
 // serve accepts hosts until ctx ends.

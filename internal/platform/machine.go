@@ -59,6 +59,12 @@ func openHost(ctx context.Context, site *site, report func(group.Status)) (_ *ma
 	if h.dns, err = dns.New(ctx, dns.Config{Listen: listen, Ranges: ranges, Log: cfg.Log}, table); err != nil {
 		return nil, fault.New(fault.Unavailable, "", "The DNS server cannot listen: %v. Choose another address with --dns-listen.", err)
 	}
+	var held []netip.Prefix
+	if site.hold != nil {
+		if held, err = site.hold(ctx, h.network.Addresses()); err != nil {
+			return nil, err
+		}
+	}
 	var public *network.Pool
 	if len(cfg.Public) > 0 {
 		public = network.NewPublicPool(cfg.Public)
@@ -66,7 +72,7 @@ func openHost(ctx context.Context, site *site, report func(group.Status)) (_ *ma
 	h.agent, err = agent.Open(ctx, agent.Config{Name: site.name(), DataDir: cfg.DataDir, RunDir: inst.runDir(), Instance: inst.ID, Version: cfg.Version,
 		Runtime: site.runtimePath, GVisor: FindGVisor(cfg.DataDir), PoolSize: cfg.Pool, Location: cfg.Location, Images: h.images, Network: h.network,
 		Public: public, Volumes: volume.New(volume.Config{Shares: cfg.Shares, Allow: site.allow, Log: cfg.Log}), Allow: site.allow, Names: table, Report: report,
-		Log: cfg.Log, Getenv: cfg.Getenv})
+		Blocks: site.fleet, Held: held, Changed: site.changed, Underlay: site.underlay, Log: cfg.Log, Getenv: cfg.Getenv})
 	if err != nil {
 		return nil, fmt.Errorf("open agent: %w", err)
 	}

@@ -25,6 +25,7 @@ import (
 	"spillway.dev/spillway/internal/doctor"
 	"spillway.dev/spillway/internal/fault"
 	"spillway.dev/spillway/internal/group"
+	"spillway.dev/spillway/internal/host"
 	"spillway.dev/spillway/internal/hostlink"
 	"spillway.dev/spillway/internal/httpapi"
 	"spillway.dev/spillway/internal/identity"
@@ -84,6 +85,11 @@ func (c *Config) validate() error {
 		}
 		if c.Services.IsValid() && c.Services.Overlaps(nodeless.Addresses) {
 			faults = append(faults, fmt.Errorf("--service-addresses %s: overlaps %s, where --kubernetes has its addresses", c.Services, nodeless.Addresses))
+		}
+	}
+	if c.HostsListen != "" && c.Network.IsValid() {
+		if err := host.CheckRange(c.Network); err != nil {
+			faults = append(faults, fmt.Errorf("--network with --hosts-listen: %w", err))
 		}
 	}
 	if c.Location == "" {
@@ -159,6 +165,12 @@ type site struct {
 	programs    nodeless.Programs
 	allow       group.Allowance
 	hostName    string // "": the machine's
+
+	fleet    bool       // this machine is one of several, or may become so
+	underlay netip.Addr // where others reach it, when it is a server too
+	changed  func()     // what the host says of itself is news
+	// hold gives the host's address blocks as the platform knows them, from those of the addresses that are in use here.
+	hold func(context.Context, []netip.Addr) ([]netip.Prefix, error)
 }
 
 // run builds everything, in order, and closes it in reverse.
@@ -190,7 +202,11 @@ func (s *site) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ctrl, err := controller.New(ctx, controller.Config{Store: st, Location: cfg.Location, Log: cfg.Log,
+	shared := netip.Prefix{}
+	if s.fleet = cfg.HostsListen != ""; s.fleet {
+		shared = s.instance.CIDR
+	}
+	ctrl, err := controller.New(ctx, controller.Config{Store: st, Location: cfg.Location, Log: cfg.Log, Network: shared,
 		Policy:   place.Policy{CPUOvercommit: cfg.CPUFactor, MemoryOvercommit: 1},
 		Services: cfg.Services, Reserved: []netip.Prefix{s.instance.CIDR}, LostAfter: hostlink.Missed * cfg.Beat})
 	if err != nil {
@@ -198,6 +214,9 @@ func (s *site) run(ctx context.Context) error {
 	}
 	if err := ensureDefaults(ctx, ctrl, ids, cfg.Location); err != nil {
 		return err
+	}
+	if s.fleet {
+		s.joinOwn(ctrl)
 	}
 	h, err := openHost(loops, s, ctrl.From(s.name()))
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -222,6 +223,30 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
+// DefaultRange is where the groups of a fleet get their addresses from: a million of them.
+var DefaultRange = netip.MustParsePrefix("10.64.0.0/12")
+
+// sharedRange is the range of the fleet's groups: the first server that leads chooses it for ever.
+func (r *replica) sharedRange(ctx context.Context, st store.Store) (netip.Prefix, error) {
+	e, err := st.Get(ctx, store.Range)
+	if errors.Is(err, store.ErrNotFound) {
+		cidr := r.Network
+		if !cidr.IsValid() {
+			cidr = DefaultRange
+		}
+		_, err := st.Commit(ctx, store.Op{Key: store.Range, Value: []byte(cidr.String()), If: store.Absent})
+		return cidr, err
+	}
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	cidr, err := netip.ParsePrefix(string(e.Value))
+	if err == nil && r.Network.IsValid() && r.Network != cidr {
+		r.Log.Warn("--network is not the fleet's range, which cannot change", "network", r.Network, "range", cidr)
+	}
+	return cidr, err
+}
+
 // lead serves until the leadership is lost or ctx ends.
 func (r *replica) lead(ctx context.Context, l *etcd.Leadership) error {
 	ctx, end := context.WithCancelCause(ctx)
@@ -238,7 +263,11 @@ func (r *replica) lead(ctx context.Context, l *etcd.Leadership) error {
 	if err != nil {
 		return err
 	}
-	ctrl, err := controller.New(ctx, controller.Config{Store: st, Location: r.Location, Log: r.Log, Services: r.Services, LostAfter: hostlink.Missed * r.Beat,
+	shared, err := r.sharedRange(ctx, st)
+	if err != nil {
+		return err
+	}
+	ctrl, err := controller.New(ctx, controller.Config{Store: st, Location: r.Location, Log: r.Log, Services: r.Services, Network: shared, Reserved: []netip.Prefix{shared}, LostAfter: hostlink.Missed * r.Beat,
 		Policy: place.Policy{CPUOvercommit: r.CPUFactor, MemoryOvercommit: 1}})
 	if err != nil {
 		return err
@@ -255,7 +284,7 @@ func (r *replica) lead(ctx context.Context, l *etcd.Leadership) error {
 	run, loops := errgroup.WithContext(ctx)
 	run.Go(func() error { return ctrl.Run(loops) })
 	run.Go(func() error { return ids.Run(loops) })
-	api := httpapi.New(httpapi.Config{Controller: ctrl, Identity: ids, Log: r.Log, Version: r.Version, Fleet: r.fleet.api(""), Stopping: loops.Done()})
+	api := httpapi.New(httpapi.Config{Controller: ctrl, Identity: ids, Log: r.Log, Version: r.Version, Fleet: r.fleet.api(shared.String()), Stopping: loops.Done()})
 	r.leads.Store(&leading{leadership{term: l.Term(), ctrl: ctrl, holds: l.Holds, ctx: loops}, api})
 	r.Log.Info("this server leads", "term", l.Term())
 	<-loops.Done()

@@ -57,6 +57,7 @@ type Host struct {
 	mu     sync.Mutex // guards the rest
 	groups map[string]*run
 	routes map[string]service.Route
+	span   host.Overlay
 	images map[string]host.Image
 	wg     sync.WaitGroup
 	serial int
@@ -122,6 +123,25 @@ func (h *Host) Retain(uids map[string]bool) {
 			r.poke()
 		}
 	}
+}
+
+// Span implements host.Link.
+func (h *Host) Span(o host.Overlay) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.desc.Overlay = o.Version
+	if o.Full {
+		h.span = o
+		return
+	}
+	h.span.Join(o)
+}
+
+// Overlay is what the host has been told of the network over all hosts.
+func (h *Host) Overlay() host.Overlay {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.span
 }
 
 // Serve implements host.Link.

@@ -13,6 +13,8 @@ const (
 	Addresses      = Root + "addresses/"      // subscription/resource group/name → service address
 	AddressIPs     = Root + "addressips/"     // subscription/network/address → uid
 	Hosts          = Root + "hosts/"          // name → what the platform wants of a host
+	NetworkIDs     = Root + "networkids/"     // subscription/network → VXLAN id
+	Range          = Root + "range"           // → the range of all groups' addresses, of servers that share a store
 	Principals     = Root + "principals/"     // client id → principal
 	SigningKeys    = Root + "signingkeys/"    // key id → token signing key
 	Tenant         = Root + "tenant"          // → tenant and subscriptions
@@ -45,6 +47,11 @@ func AddressKey(subscription, resourceGroup, name string) string {
 // AddressIPKey is the key that makes a service address's IP address unique in its network.
 func AddressIPKey(subscription, network, ip string) string {
 	return AddressIPs + join(subscription, network, ip)
+}
+
+// NetworkIDKey is the key of a network's VXLAN id.
+func NetworkIDKey(subscription, network string) string {
+	return NetworkIDs + join(subscription, network)
 }
 
 // HostKey is the key of what the platform wants of a host.

@@ -1,0 +1,60 @@
+package host
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+)
+
+// Overlay tells a host of the network that spans hosts: what it has of it, and who else takes part. What it does not
+// change stays.
+type Overlay struct {
+	Version  int64          `json:"version"`           // grows; the host says in Host.Overlay which it has carried out
+	Full     bool           `json:"full,omitempty"`    // peers that are not in Set are none
+	Underlay netip.Addr     `json:"underlay,omitzero"` // where others reach this host; invalid: it takes no part
+	Blocks   []netip.Prefix `json:"blocks,omitempty"`  // address blocks of this host
+	Set      []Peer         `json:"set,omitempty"`     //
+	Gone     []string       `json:"gone,omitempty"`    // names of peers to which nothing goes any more, and from which nothing comes
+}
+
+// Peer is another host that takes part.
+type Peer struct {
+	Name     string         `json:"name"`
+	Underlay netip.Addr     `json:"underlay"`
+	Blocks   []netip.Prefix `json:"blocks"`
+}
+
+// Equal says whether two peers are the same.
+func (p Peer) Equal(o Peer) bool {
+	return p.Name == o.Name && p.Underlay == o.Underlay && slices.Equal(p.Blocks, o.Blocks)
+}
+
+// Join adds a later change to one that nobody has read yet.
+func (o *Overlay) Join(later Overlay) {
+	if later.Full {
+		*o = later
+		return
+	}
+	changed := map[string]bool{}
+	for _, p := range later.Set {
+		changed[p.Name] = true
+	}
+	for _, name := range later.Gone {
+		changed[name] = true
+	}
+	o.Version, o.Underlay, o.Blocks = later.Version, later.Underlay, later.Blocks
+	o.Set = append(slices.DeleteFunc(slices.Clone(o.Set), func(p Peer) bool { return changed[p.Name] }), later.Set...)
+	o.Gone = append(slices.DeleteFunc(slices.Clone(o.Gone), func(name string) bool { return changed[name] }), later.Gone...)
+}
+
+// BlockBits is the size of the address blocks that a range is given out in, as the bits of a prefix: at most 256
+// addresses, at least 16, and where there is a choice 64 blocks.
+func BlockBits(cidr netip.Prefix) int { return min(max(cidr.Bits()+6, 24), 28) }
+
+// CheckRange says whether a range can be given out in blocks.
+func CheckRange(cidr netip.Prefix) error {
+	if !cidr.Addr().Is4() || cidr != cidr.Masked() || cidr.Bits() > 24 || cidr.Bits() < 8 {
+		return fmt.Errorf("the range %s must be IPv4, from /8 to /24, with no host bits set", cidr)
+	}
+	return nil
+}
