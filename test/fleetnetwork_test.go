@@ -62,14 +62,12 @@ func (w *spread) web(name, on string, more ...M) *client.Group {
 
 // fetch asks an address or a name from within a group.
 func (w *spread) fetch(from, to string) string {
-	out, _, err := w.tryExec(from, "c", "wget -q -T 2 -O - http://"+to+":8080/ 2>&1; true")
+	out, _, err := w.tryExec(from, "c", "timeout 2 wget -qO- http://"+to+":8080/ 2>&1; true")
 	if err != nil {
 		return err.Error()
 	}
 	return out
 }
-
-func addressOf(g *client.Group) string { return g.Properties.IPAddress.IP }
 
 // TestNetworkOverHosts runs groups on three hosts: those of a network reach each other without translation, those of
 // different networks not at all, and a host that is lost is out before its groups run elsewhere.
@@ -81,14 +79,14 @@ func TestNetworkOverHosts(t *testing.T) {
 	groups := []*client.Group{one, two, three}
 	for _, from := range groups {
 		for _, to := range groups {
-			if got := w.fetch(from.Name, addressOf(to)); got != to.Name {
+			if got := w.fetch(from.Name, address(to)); got != to.Name {
 				t.Errorf("from %s to %s: %q", from.Name, to.Name, got)
 			}
 		}
-		if got := w.fetch(from.Name, addressOf(other)); got == "other" {
+		if got := w.fetch(from.Name, address(other)); got == "other" {
 			t.Errorf("from %s into another network: %q", from.Name, got)
 		}
-		if got := w.fetch("other", addressOf(from)); got == from.Name {
+		if got := w.fetch("other", address(from)); got == from.Name {
 			t.Errorf("out of another network to %s: %q", from.Name, got)
 		}
 	}
@@ -99,26 +97,26 @@ func TestNetworkOverHosts(t *testing.T) {
 	second := w.hosts["second"]
 	second.signal(syscall.SIGKILL)
 	moved := w.await("two", "a start elsewhere", func(g *client.Group) bool { return g.Properties.Host != "second" && g.State() == "Running" })
-	if addressOf(moved) == addressOf(two) {
-		t.Errorf("the address %s is on two hosts", addressOf(two))
+	if address(moved) == address(two) {
+		t.Errorf("the address %s is on two hosts", address(two))
 	}
-	if !second.serves(addressOf(two)) {
+	if !second.serves(address(two)) {
 		t.Error("the first copy does not run any more: the test shows nothing")
 	}
-	if got := w.fetch("three", addressOf(two)); got == "two" {
+	if got := w.fetch("three", address(two)); got == "two" {
 		t.Error("a lost host is reached")
 	}
-	if got := w.fetch("three", addressOf(moved)); got != "two" {
+	if got := w.fetch("three", address(moved)); got != "two" {
 		t.Errorf("the group that was started elsewhere: %q", got)
 	}
 	second.start()
 	awaitHost(t, w.client, "second", host.Ready)
-	waitFor(t, "the end of the first copy", func() bool { return !second.serves(addressOf(two)) })
+	waitFor(t, "the end of the first copy", func() bool { return !second.serves(address(two)) })
 	if g := w.get("other"); g.State() != "Failed" {
 		t.Errorf("the group that must not start twice is %s, want Failed", g.State())
 	}
 	back := w.web("back", "second")
-	if got := w.fetch("three", addressOf(back)); got != "back" {
+	if got := w.fetch("three", address(back)); got != "back" {
 		t.Errorf("the host that came back: %q", got)
 	}
 }

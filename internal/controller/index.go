@@ -172,6 +172,9 @@ func (c *Controller) putGroup(g *group.Group, revision int64) bool {
 	}
 	if e.group != nil && e.group.Host != g.Host {
 		takeFrom(c.idx.byHost, e.group.Host, g.UID)
+		if g.Host != "" {
+			e.status = nil // it was of another host
+		}
 	}
 	if e.group, e.revision = g, revision; g.Host != "" {
 		fileIn(c.idx.byHost, g.Host, g.UID, e)
