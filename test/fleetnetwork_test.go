@@ -2,6 +2,7 @@ package test
 
 import (
 	"net/http"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -69,6 +70,9 @@ func (w *spread) fetch(from, to string) string {
 	return out
 }
 
+// nameOf is the name of a group in its network.
+func nameOf(g *client.Group) string { return g.Name + ".default.local.spillway.internal" }
+
 // TestNetworkOverHosts runs groups on three hosts: those of a network reach each other without translation, those of
 // different networks not at all, and a host that is lost is out before its groups run elsewhere.
 func TestNetworkOverHosts(t *testing.T) {
@@ -82,6 +86,14 @@ func TestNetworkOverHosts(t *testing.T) {
 			if got := w.fetch(from.Name, address(to)); got != to.Name {
 				t.Errorf("from %s to %s: %q", from.Name, to.Name, got)
 			}
+		}
+		for _, to := range groups {
+			if got := w.fetch(from.Name, nameOf(to)); got != to.Name {
+				t.Errorf("from %s to %s by name: %q", from.Name, to.Name, got)
+			}
+		}
+		if got := w.fetch("other", nameOf(from)); !strings.Contains(got, "bad address") {
+			t.Errorf("the name of %s in another network: %q", from.Name, got)
 		}
 		if got := w.fetch(from.Name, address(other)); got == "other" {
 			t.Errorf("from %s into another network: %q", from.Name, got)
@@ -108,6 +120,12 @@ func TestNetworkOverHosts(t *testing.T) {
 	}
 	if got := w.fetch("three", address(moved)); got != "two" {
 		t.Errorf("the group that was started elsewhere: %q", got)
+	}
+	if got := w.fetch("three", nameOf(moved)); got != "two" {
+		t.Errorf("the group that was started elsewhere, by name: %q", got)
+	}
+	if out, _ := w.exec("three", "c", "nslookup "+address(moved)+" 2>&1; true"); !strings.Contains(out, nameOf(moved)) {
+		t.Errorf("the name of the address %s:\n%s", address(moved), out)
 	}
 	second.start()
 	awaitHost(t, w.client, "second", host.Ready)

@@ -91,6 +91,9 @@ type Agent struct {
 	// sweeping is held for reading while something is made for a slot or group, for writing while leaks are looked for.
 	sweeping sync.RWMutex
 
+	naming sync.Mutex      // guards named
+	named  map[string]bool // uids of groups elsewhere that have names here
+
 	mu       sync.Mutex // guards what follows
 	workers  map[string]*worker
 	statuses map[string]group.Status
@@ -105,7 +108,7 @@ var _ host.Link = (*Agent)(nil)
 // Open prepares the host: directories, cgroups, the keeper. Groups are adopted when they are assigned.
 func Open(ctx context.Context, cfg Config) (*Agent, error) {
 	a := &Agent{cfg: cfg, workers: map[string]*worker{}, statuses: map[string]group.Status{},
-		members: map[string]network.Membership{}, ctx: ctx}
+		members: map[string]network.Membership{}, named: map[string]bool{}, ctx: ctx}
 	if cfg.PoolSize == 0 {
 		a.cfg.PoolSize = DefaultPoolSize
 	}

@@ -199,6 +199,7 @@ func takeFrom[V any](m map[string]map[string]V, key, inner string) {
 
 // followTarget notes what a group means to service addresses, and wakes those that it concerns. The lock is held.
 func (c *Controller) followTarget(e *entry, gone bool) {
+	c.followName(e, gone)
 	x := c.idx.addresses
 	uid := e.group.UID
 	old := x.targets[uid]

@@ -69,6 +69,7 @@ type Controller struct {
 	settled bool                // what hosts have not told by now does not count
 
 	span      *span
+	naming    *naming
 	numbering sync.Mutex // one network at a time gets its number
 	serving   sync.Mutex // orders what hosts are told of service addresses; taken before mu
 
@@ -101,7 +102,7 @@ func New(ctx context.Context, cfg Config) (*Controller, error) {
 	if cfg.LostAfter == 0 {
 		cfg.LostAfter = DefaultLostAfter
 	}
-	c := &Controller{cfg: cfg, idx: newIndex(place.Policies{Default: cfg.Policy, Pools: cfg.Pools}), links: map[string]host.Link{}, absent: map[string]*absence{}, dirty: newQueue(), gone: newQueue(), moved: newQueue(), room: newQueue(), span: newSpan(cfg.Now())}
+	c := &Controller{cfg: cfg, idx: newIndex(place.Policies{Default: cfg.Policy, Pools: cfg.Pools}), links: map[string]host.Link{}, absent: map[string]*absence{}, dirty: newQueue(), gone: newQueue(), moved: newQueue(), room: newQueue(), span: newSpan(cfg.Now()), naming: newNaming()}
 	if err := c.load(ctx); err != nil {
 		return nil, fmt.Errorf("load groups: %w", err)
 	}
@@ -136,6 +137,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	wg.Go(func() { c.serveLoop(ctx) })
 	wg.Go(func() { c.failoverLoop(ctx) })
 	wg.Go(func() { c.spanLoop(ctx) })
+	wg.Go(func() { c.namesLoop(ctx) })
 	return c.follow(ctx)
 }
 

@@ -123,6 +123,7 @@ func (c *Controller) Connect(link host.Link) {
 	}
 	c.serveAll(link)
 	c.spanAll(name, link)
+	c.nameAll(name, link)
 	retain(link, mine)
 	c.placing.Unlock()
 	for _, g := range mine {

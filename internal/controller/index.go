@@ -31,15 +31,17 @@ type ResourceGroup struct {
 
 // index is all that the controller knows, by every way it is asked for. The controller's lock guards it.
 type index struct {
-	groups    map[string]*entry            // by arm.Key
-	byUID     map[string]*entry            //
-	byRG      map[string]map[string]*entry // by subscription/resource group, then arm.Key
-	byHost    map[string]map[string]*entry // by name, then uid
-	rgs       map[string]*ResourceGroup    // by subscription/name
-	hosts     map[string]*hostRecord       // by name: hosts that have joined, and what is wanted of this machine's own
-	fleet     *place.View                  // what the hosts have, and what of it groups hold
-	reserved  map[string]chan struct{}     // by uid: a write is under way, and the fleet holds what it will need; closed at its end
-	networks  map[string]uint32            // by networkKey: VXLAN ids
+	groups    map[string]*entry                 // by arm.Key
+	byUID     map[string]*entry                 //
+	byRG      map[string]map[string]*entry      // by subscription/resource group, then arm.Key
+	byHost    map[string]map[string]*entry      // by name, then uid
+	rgs       map[string]*ResourceGroup         // by subscription/name
+	hosts     map[string]*hostRecord            // by name: hosts that have joined, and what is wanted of this machine's own
+	fleet     *place.View                       // what the hosts have, and what of it groups hold
+	reserved  map[string]chan struct{}          // by uid: a write is under way, and the fleet holds what it will need; closed at its end
+	networks  map[string]uint32                 // by networkKey: VXLAN ids
+	named     map[string]*namedGroup            // by uid: ready groups with their names
+	namedIn   map[string]map[string]*namedGroup // by networkKey, then uid
 	addresses *addressIndex
 	// buried holds the revision of own deletions, by store key, until the store's watch has told of them: older
 	// records of the same key that it still has to tell must not come to life again.
@@ -49,7 +51,7 @@ type index struct {
 
 func newIndex(policies place.Policies) index {
 	return index{
-		groups: map[string]*entry{}, byUID: map[string]*entry{}, byRG: map[string]map[string]*entry{}, byHost: map[string]map[string]*entry{}, networks: map[string]uint32{},
+		groups: map[string]*entry{}, byUID: map[string]*entry{}, byRG: map[string]map[string]*entry{}, byHost: map[string]map[string]*entry{}, networks: map[string]uint32{}, named: map[string]*namedGroup{}, namedIn: map[string]map[string]*namedGroup{},
 		rgs: map[string]*ResourceGroup{}, hosts: map[string]*hostRecord{}, fleet: place.NewView(policies), reserved: map[string]chan struct{}{},
 		buried: map[string]int64{}, addresses: newAddressIndex(),
 	}
@@ -179,6 +181,9 @@ func (c *Controller) putGroup(g *group.Group, revision int64) bool {
 	if e.group, e.revision = g, revision; g.Host != "" {
 		fileIn(c.idx.byHost, g.Host, g.UID, e)
 		c.wantBlocks(g.Host)
+		if c.cfg.Network.IsValid() {
+			c.naming.looked.add(g.Host)
+		}
 	}
 	if a := c.absent[g.Host]; a != nil {
 		a.empty = false // what is wanted of it has changed

@@ -59,6 +59,8 @@ type Link interface {
 	// Span tells the host of the network over all hosts. It only records the wish and wakes the host's loop. The first
 	// call of a connection is full, and comes after all groups have been assigned.
 	Span(o Overlay)
+	// Name tells the host what groups of other hosts are called. The first call of a connection is full.
+	Name(u Names)
 	// Status is the newest status of a group, false when the host does not know it.
 	Status(uid string) (group.Status, bool)
 	// Describe is what the host says of itself.

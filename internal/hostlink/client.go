@@ -356,6 +356,8 @@ func (n *connection) hear(ctx context.Context, d *down, streams *sync.WaitGroup)
 		local.Retain(uids)
 	case d.Serve != nil:
 		local.Serve(*d.Serve)
+	case d.Name != nil:
+		local.Name(*d.Name)
 	case d.Span != nil:
 		local.Span(*d.Span)
 	case d.Beat != nil:

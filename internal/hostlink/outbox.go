@@ -17,6 +17,7 @@ type outbox struct {
 	groups map[string]*down // by uid: the message that assigns the group
 	serve  *service.Update  // in the queue already
 	span   *host.Overlay    // in the queue already
+	names  *host.Names      // in the queue already
 	bell   chan struct{}
 }
 
@@ -98,12 +99,28 @@ func (o *outbox) addSpan(u host.Overlay) {
 	o.queue = append(o.queue, &down{Span: o.span})
 }
 
+// mostNames bounds the names in one message.
+const mostNames = 4000
+
+// addNames adds names, or joins them with those that nobody has read yet.
+func (o *outbox) addNames(u host.Names) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	defer o.ring()
+	if o.names != nil && (u.Full || len(o.names.Set)+len(u.Set) <= mostNames) {
+		o.names.Join(u)
+		return
+	}
+	o.names = &u
+	o.queue = append(o.queue, &down{Name: o.names})
+}
+
 // take gives all that is to be sent now.
 func (o *outbox) take() []*down {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	out := o.queue
-	o.queue, o.serve, o.span = nil, nil, nil
+	o.queue, o.serve, o.span, o.names = nil, nil, nil, nil
 	clear(o.groups)
 	return out
 }

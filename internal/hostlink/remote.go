@@ -49,6 +49,9 @@ func (r *remote) Serve(u service.Update) { r.out.addServe(u) }
 // Span implements host.Link.
 func (r *remote) Span(o host.Overlay) { r.out.addSpan(o) }
 
+// Name implements host.Link.
+func (r *remote) Name(u host.Names) { r.out.addNames(u) }
+
 // Status implements host.Link.
 func (r *remote) Status(uid string) (group.Status, bool) {
 	r.mu.Lock()

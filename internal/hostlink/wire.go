@@ -58,6 +58,7 @@ type down struct {
 	Retain      *retain         `json:"retain,omitempty"`
 	Serve       *service.Update `json:"serve,omitempty"`
 	Span        *host.Overlay   `json:"span,omitempty"`
+	Name        *host.Names     `json:"name,omitempty"`
 	Beat        *pulse          `json:"beat,omitempty"`
 	Ask         *ask            `json:"ask,omitempty"`
 	Open        *open           `json:"open,omitempty"`

@@ -58,6 +58,7 @@ type Host struct {
 	groups map[string]*run
 	routes map[string]service.Route
 	span   host.Overlay
+	names  map[string]host.Named // by uid
 	images map[string]host.Image
 	wg     sync.WaitGroup
 	serial int
@@ -71,7 +72,7 @@ func NewHost(name string, rule Rule, report func(group.Status)) *Host {
 		rule = FromCommand
 	}
 	return &Host{
-		rule: rule, report: report, groups: map[string]*run{}, routes: map[string]service.Route{}, images: map[string]host.Image{},
+		rule: rule, report: report, groups: map[string]*run{}, routes: map[string]service.Route{}, names: map[string]host.Named{}, images: map[string]host.Image{},
 		desc: host.Host{
 			Name: name, Pool: "default", Capacity: group.Resources{MilliCPU: 2000, Memory: 64 << 30},
 			Isolation: []group.Isolation{group.IsolationShared}, Version: "sim", Runtime: "sim",
@@ -142,6 +143,28 @@ func (h *Host) Overlay() host.Overlay {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.span
+}
+
+// Name implements host.Link.
+func (h *Host) Name(u host.Names) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if u.Full {
+		clear(h.names)
+	}
+	for _, uid := range u.Gone {
+		delete(h.names, uid)
+	}
+	for _, n := range u.Set {
+		h.names[n.UID] = n
+	}
+}
+
+// Names are those of groups on other hosts, as the host has been told.
+func (h *Host) Names() map[string]host.Named {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return maps.Clone(h.names)
 }
 
 // Serve implements host.Link.
