@@ -101,7 +101,7 @@ func (h *Host) Assign(g *group.Group) {
 	r := h.groups[g.UID]
 	if r == nil {
 		h.serial++
-		r = &run{host: h, ip: fmt.Sprintf("10.200.%d.%d", h.serial/250, h.serial%250+1), logs: map[string]*log{}, wake: make(chan struct{}, 1)}
+		r = &run{host: h, serial: h.serial, logs: map[string]*log{}, wake: make(chan struct{}, 1)}
 		h.groups[g.UID] = r
 		h.wg.Go(r.loop)
 	}
@@ -124,6 +124,25 @@ func (h *Host) Retain(uids map[string]bool) {
 			r.poke()
 		}
 	}
+}
+
+// address is that of the group with a number: of the host's blocks, in a fleet that has a network over all hosts.
+func (h *Host) address(serial int) string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, b := range h.span.Blocks {
+		size := 1 << (32 - b.Bits())
+		if serial >= size {
+			serial -= size
+			continue
+		}
+		a := b.Addr()
+		for range serial {
+			a = a.Next()
+		}
+		return a.String()
+	}
+	return fmt.Sprintf("10.200.%d.%d", serial/250, serial%250+1)
 }
 
 // Span implements host.Link.

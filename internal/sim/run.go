@@ -9,7 +9,7 @@ import (
 // run is one group on the host: a loop that compares what is wanted with what is there.
 type run struct {
 	host   *Host
-	ip     string
+	serial int // tells its address
 	wake   chan struct{}
 	want   *group.Group    // guarded by the host's lock, as all below
 	last   group.Status    // the newest report
@@ -182,7 +182,7 @@ func (r *run) say(g *group.Group, state group.State, gone bool) {
 	if gone || state == group.Stopped {
 		s.Epoch = g.Epoch
 	} else {
-		s.IP = r.ip
+		s.IP = r.host.address(r.serial)
 	}
 	for _, c := range r.containers {
 		c.Events = append([]group.Event(nil), c.Events...)
