@@ -4,7 +4,7 @@ GO    ?= go
 export CGO_ENABLED = 0
 LDFLAGS = -s -w
 
-.PHONY: build platform kubernetes conformance up down purge test soak setup runsc generate vet race fuzz bench man clean need
+.PHONY: build platform kubernetes conformance up down purge test soak chaos setup runsc generate vet race fuzz bench man clean need
 
 build: platform ## bin/spillway and bin/spillway-node
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/spillway-node ./cmd/spillway-node
@@ -54,6 +54,10 @@ test: setup ## every test that this machine can run; SOAK=10m soaks longer
 
 soak: setup ## use the platform at random while its processes are killed; SOAK=1h, SPILLWAY_SEED=N repeats
 	SPILLWAY_SOAK=$(or $(SOAK),60s) $(GO) test ./test -run '^TestSoak$$' -count 1 -v -timeout 0
+
+chaos: setup ## three servers and five hosts under random faults, with counts; CHAOS=1h, SPILLWAY_SEED=N repeats
+	@$(MAKE) --no-print-directory build
+	SPILLWAY_CHAOS=$(or $(CHAOS),10m) $(GO) test ./test -run '^TestChaos$$' -count 1 -v -timeout 0
 
 conformance: ## Kubernetes' node conformance tests on two virtual nodes; SUITE=all for every conformance test
 	@hack/conformance.sh $(or $(SUITE),node)

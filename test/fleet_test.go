@@ -38,10 +38,19 @@ type fleetHost struct {
 	bin       binaries
 	cmd       *exec.Cmd
 	log       *os.File
+	down      bool // killed, and to be started again
 }
 
 // joinHost starts a host that joins with a token; at the test's end it is purged and the machine looked over.
 func joinHost(t *testing.T, on *machine, server, token string) *fleetHost {
+	t.Helper()
+	h := prepareHost(t, on)
+	h.join(server, token)
+	return h
+}
+
+// prepareHost makes a host's data directory.
+func prepareHost(t *testing.T, on *machine) *fleetHost {
 	t.Helper()
 	bin, err := built()
 	if err != nil {
@@ -56,9 +65,23 @@ func joinHost(t *testing.T, on *machine, server, token string) *fleetHost {
 		t.Fatal(err)
 	}
 	h := &fleetHost{T: t, name: on.name, on: on, dir: dir, bin: bin, log: log}
-	t.Cleanup(h.destroy)
-	h.start("--server", server, "--token", token, "--name", on.name)
 	return h
+}
+
+// join starts the host with a token.
+func (h *fleetHost) join(server, token string) {
+	h.Helper()
+	h.Cleanup(h.destroy)
+	h.start("--server", server, "--token", token, "--name", h.name)
+}
+
+// limitDisk gives the host a disk of its own of so many MiB, before it joins.
+func (h *fleetHost) limitDisk(size int) {
+	h.Helper()
+	if err := syscall.Mount("small", h.dir, "tmpfs", 0, fmt.Sprintf("size=%dm", size)); err != nil {
+		h.Fatal(err)
+	}
+	h.Cleanup(func() { _ = syscall.Unmount(h.dir, syscall.MNT_DETACH) })
 }
 
 // start starts the process and waits for its ready line.
@@ -234,8 +257,8 @@ func serveEtcd() int {
 	return 0
 }
 
-// startEtcd runs an etcd on a machine of its own, and gives its endpoint.
-func (s *site) startEtcd() (*machine, string) {
+// startEtcd runs an etcd on a machine of its own, at port 2379.
+func (s *site) startEtcd() (*machine, *os.Process) {
 	s.Helper()
 	m := s.machine("etcd")
 	at := m.addr + ":2379"
@@ -264,7 +287,7 @@ func (s *site) startEtcd() (*machine, string) {
 	if line, _ := bufio.NewReader(stdout).ReadString('\n'); line != "ready\n" {
 		s.Fatalf("etcd said %q", line)
 	}
-	return m, "http://" + at
+	return m, cmd.Process
 }
 
 // serverProcess is a `spillway server`.
@@ -279,6 +302,7 @@ type servers struct {
 	bin       binaries
 	dir, etcd string
 	reached   string // etcd, from here
+	store     *os.Process
 	on        map[string]*machine
 	running   map[string]*serverProcess
 }
@@ -291,8 +315,8 @@ func startServers(t *testing.T) *servers {
 		t.Fatal(err)
 	}
 	s := &servers{site: newSite(t), bin: bin, dir: t.TempDir(), running: map[string]*serverProcess{}, on: map[string]*machine{}}
-	at, etcd := s.startEtcd()
-	s.etcd, s.reached = etcd, "http://"+at.reach(at.addr+":2379")
+	at, store := s.startEtcd()
+	s.store, s.etcd, s.reached = store, "http://"+at.addr+":2379", "http://"+at.reach(at.addr+":2379")
 	t.Cleanup(func() {
 		for name, r := range s.running {
 			end(r.cmd)
