@@ -251,11 +251,7 @@ func TestNeverOverfull(t *testing.T) {
 		}
 	}
 	eventually(t, "all are gone", func() bool { return len(c.List(Filter{})) == 0 })
-	c.mu.RLock()
-	defer c.mu.RUnlock()
-	if used := c.idx.fleet.Used("h1"); used != (group.Resources{}) || len(c.idx.reserved) != 0 {
-		t.Errorf("after all is gone the host holds %+v and %d reservations", used, len(c.idx.reserved))
-	}
+	checkBooks(t, c)
 }
 
 func TestDrain(t *testing.T) {

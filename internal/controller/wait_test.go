@@ -213,7 +213,9 @@ func TestWaitingSurvivesARestart(t *testing.T) {
 	h.Close()
 
 	c, _ = start(t, s)
-	waitsFor(t, mustGet(t, c, "z"), "h1: 0 of 2 GB memory are free") // as it was said last
+	if v := mustGet(t, c, "z"); v.State() != group.Pending || !strings.HasPrefix(v.Status.Reason, eventNoRoom+": ") {
+		t.Errorf("the waiting group is %+v", v.Status)
+	}
 	if v := mustGet(t, c, "stopped"); v.State() != group.Stopped {
 		t.Errorf("the stopped group is %s", v.State())
 	}
