@@ -1,6 +1,7 @@
 package test
 
 import (
+	"context"
 	"strings"
 	"syscall"
 	"testing"
@@ -76,4 +77,44 @@ func TestWaiting(t *testing.T) {
 	}
 	p.remove(regular)
 	soon(spot, time.Now())
+}
+
+// TestKillsDuringEviction kills the server while a Spot group gives way to a regular one: the regular one runs once, and
+// the Spot group comes back when it has gone.
+func TestKillsDuringEviction(t *testing.T) {
+	t.Parallel()
+	s := newSweep(t)
+	hosts, err := s.client.Hosts(t.Context())
+	if err != nil || len(hosts) != 1 {
+		t.Fatalf("hosts = %v, %v", hosts, err)
+	}
+	most := int(hosts[0].Capacity.Memory >> 30 * 6 / 10)
+	large := func(n string, parts ...M) M {
+		body := s.body(n, sleeper)
+		properties := body["properties"].(M)
+		for _, part := range parts {
+			for k, v := range part {
+				properties[k] = v
+			}
+		}
+		properties["containers"].([]M)[0]["properties"].(M)["resources"] = M{"requests": M{"cpu": 0.05, "memoryInGB": most}}
+		return body
+	}
+	for _, point := range evictionPoints {
+		spot, regular := name("spot"), name("regular")
+		s.put(spot, large(spot, M{"restartPolicy": "Always", "priority": "Spot"}))
+		s.once(point, spot)
+		s.strike(point, func(ctx context.Context) error {
+			_, err := s.client.PutGroup(ctx, "", regular, large(regular))
+			return err
+		})
+		s.once(point, regular)
+		s.await(spot, "a wait", func(g *client.Group) bool { return g.Properties.Host == "" && g.Properties.Desired == "Run" })
+		s.remove(regular)
+		s.running(spot)
+		for _, c := range []string{"a", "b"} {
+			waitFor(t, "the second run of "+spot+" after a kill at "+point, func() bool { return s.executions(spot, c) == 2 })
+		}
+		s.drop(point, spot)
+	}
 }
