@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"spillway.dev/spillway/internal/group"
@@ -51,10 +52,9 @@ func (c *Controller) resume() {
 			claim.victims = append(claim.victims, uid)
 		}
 	}
-	for _, e := range c.idx.byUID {
-		if c.idx.claims[e.group.UID] != nil {
-			c.idx.queue.Leave(e.group.UID)
-		}
+	all := slices.SortedFunc(maps.Values(c.idx.byUID), func(a, b *entry) int { return a.group.Created.Compare(b.group.Created) })
+	for _, e := range all { // in order, so that the queue has nothing to sort
+		c.idx.queue.Leave(e.group.UID)
 		c.account(e)
 	}
 }

@@ -42,6 +42,10 @@ func (c *Controller) reserve(ctx context.Context, g *group.Group) error {
 	return nil
 }
 
+// maxWaiting is how many groups may wait for room before further ones are refused: as many as one server tries in about
+// a second.
+const maxWaiting = 20_000
+
 // find looks for a host, with the lock held.
 func (c *Controller) find(g *group.Group) error {
 	e := c.idx.byUID[g.UID]
@@ -59,7 +63,8 @@ func (c *Controller) find(g *group.Group) error {
 		c.account(e)
 		return noRoom(g, d.Refusal)
 	}
-	if d.Refusal.DiskFull() || c.alone() && c.idx.fleet.Never(g) {
+	crowded := c.idx.queue.Len() >= maxWaiting && !c.idx.queue.Waits(g.UID)
+	if crowded || d.Refusal.DiskFull() || c.alone() && c.idx.fleet.Never(g) {
 		if e != nil {
 			c.account(e)
 		}

@@ -300,3 +300,60 @@ func TestWaitingCostsNoWrites(t *testing.T) {
 		t.Errorf("the events are %+v", v.Group.Events)
 	}
 }
+
+// TestManyWait lets thousands of groups wait: a change costs them little, and a large host takes them all at once, with
+// few commits.
+func TestManyWait(t *testing.T) {
+	const many = 2000
+	s := &counting{Store: mem.New()}
+	c, _ := start(t, s)
+	withResourceGroup(t, c)
+	small(t, c, "h1", 2)
+	putSized(t, c, "full", 2)
+	for i := range many {
+		putSized(t, c, fmt.Sprint("g", i), 2)
+	}
+	await(t, c, "full", group.Running)
+	eventually(t, "all have been tried", func() bool { c.mu.Lock(); defer c.mu.Unlock(); _, more := c.idx.queue.Retry(1); return !more })
+	s.mu.Lock()
+	before := s.commits
+	s.mu.Unlock()
+	began := time.Now()
+	h := sim.NewHost("h2", nil, c.From("h2"))
+	t.Cleanup(h.Close)
+	h.Change(func(d *host.Host) { d.Capacity = group.Resources{MilliCPU: 1 << 30, Memory: 1 << 50} })
+	c.Connect(h)
+	eventually(t, "all have room", func() bool { return queued(c) == 0 })
+	t.Logf("%d groups were placed in %s", many, time.Since(began))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if got := s.commits - before; got > many/placeBatch+10 {
+		t.Errorf("%d commits placed %d groups", got, many)
+	}
+}
+
+// TestTakeoverRefusesNothing: while hosts have not come back to a new leader, new groups wait.
+func TestTakeoverRefusesNothing(t *testing.T) {
+	s := mem.New()
+	c, stop := start(t, s)
+	withResourceGroup(t, c)
+	h := join(t, c, "h1")
+	putSized(t, c, "a", 60)
+	await(t, c, "a", group.Running)
+	waitsFor(t, putSized(t, c, "late", 60), "h1: 4 of 64 GB memory are free")
+	stop()
+	h.Close()
+
+	c, _ = start(t, s)
+	waitsFor(t, putSized(t, c, "new", 1), "h1: it is not ready")
+	connect(t, c, "h1")
+	soon(t, c, "a")
+	soon(t, c, "new")
+	if v := mustGet(t, c, "late"); v.Group.Host != "" {
+		t.Errorf("the large group has room on %s", v.Group.Host)
+	}
+	if _, err := c.Delete(t.Context(), ref("a"), nil); err != nil {
+		t.Fatal(err)
+	}
+	soon(t, c, "late")
+}

@@ -23,14 +23,16 @@ func (c *Controller) waitLoop(ctx context.Context) {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for {
+		look := false
 		select {
 		case <-ctx.Done():
 			return
 		case <-c.room:
 		case <-c.left.bell:
 		case <-tick.C:
+			look = true
 		}
-		err := c.makeRoom(ctx)
+		err := c.makeRoom(ctx, look)
 		pause := placePause
 		if err != nil && ctx.Err() == nil {
 			c.cfg.Log.Error("give waiting groups room", "error", err)
@@ -43,12 +45,12 @@ func (c *Controller) waitLoop(ctx context.Context) {
 	}
 }
 
-// makeRoom does all that can be done for waiting groups now.
-func (c *Controller) makeRoom(ctx context.Context) error {
+// makeRoom does all that can be done for waiting groups now; look has hosts in this process asked how they are.
+func (c *Controller) makeRoom(ctx context.Context, look bool) error {
 	c.clearLeft()
 	c.mu.Lock()
 	idle := c.idx.queue.Len()+len(c.idx.claims)+len(c.idx.evicted) == 0
-	if !idle {
+	if !idle && look {
 		c.look()
 	}
 	c.mu.Unlock()

@@ -47,6 +47,8 @@ type waiter struct {
 	paused  bool
 	untried bool
 	pushes  bool
+	ruled   bool            // when it was last looked at, there were rules between it and other groups
+	need    group.Resources // of group
 	taken   int64 // View.taken when it began to wait, to be given room or a kept host
 	changes int64 // View.changes when it was last tried
 	kept    int32 // the machine that is kept for it
@@ -64,8 +66,10 @@ func (w *waiter) rank() int {
 	case w.group.Spec.Priority != group.PrioritySpot:
 		return 1
 	}
-	return 2
+	return lastRank
 }
+
+const lastRank = 2 // of Spot groups
 
 // Placed is a waiting group that was given room.
 type Placed struct {
@@ -89,14 +93,14 @@ func (q *Queue) Wait(g *group.Group, urgent bool) {
 	w := q.byUID[g.UID]
 	if w == nil {
 		q.numbers++
-		w = &waiter{number: q.numbers, group: g, urgent: urgent, taken: q.v.taken, changes: q.v.changes, kept: nobody}
+		w = &waiter{number: q.numbers, group: g, need: g.Spec.Total(), urgent: urgent, taken: q.v.taken, changes: q.v.changes, kept: nobody}
 		q.byUID[g.UID] = w
 		q.insert(w)
 		q.try(w)
 		return
 	}
 	old := *w
-	w.group, w.urgent, w.paused = g, urgent, false
+	w.group, w.need, w.urgent, w.paused = g, g.Spec.Total(), urgent, false
 	if w.rank() != old.rank() {
 		q.waiting[w.index] = nil
 		q.insert(w)
@@ -280,32 +284,45 @@ func (q *Queue) forget() {
 	q.v.improved = q.v.improved[:0]
 }
 
-// helped says whether what has happened could let a group in.
+// helped says whether what has happened could let a group in. Most are not helped by most changes, so that numbers are
+// compared first. Rules that have come since the group was last looked at can only forbid more.
 func (q *Queue) helped(w *waiter) bool {
+	if w.untried {
+		w.class = nil
+	}
+	few := len(q.round) <= eachHost
+	if w.class != nil && few && !w.ruled && !q.roomFor(w, nil) {
+		return false
+	}
 	w.class = q.v.classOf(w.group)
 	w.class.refresh(q.v)
-	if w.untried {
-		return true
-	}
+	w.ruled = len(w.class.matches) > 0
 	for at := range w.class.own {
-		if len(w.class.own[at]) > 0 {
-			return w.changes != q.v.changes
-		}
+		w.ruled = w.ruled || len(w.class.own[at]) > 0
 	}
-	if len(w.class.matches) > 0 {
+	switch {
+	case w.untried || !few:
+		return true
+	case w.ruled:
 		return w.changes != q.v.changes
 	}
-	if len(q.round) > eachHost {
-		return true
-	}
-	need := w.group.Spec.Total()
+	return q.roomFor(w, w.class)
+}
+
+// roomFor says whether a host that has got better has the room for a group; of those that its class allows, when that is
+// given and up to date.
+func (q *Queue) roomFor(w *waiter, c *class) bool {
+	spot := w.rank() == lastRank
 	for _, m := range q.round {
 		h := &q.v.machines[m]
-		if h.open && w.class.allowed.has(int(h.section)) && (need.Within(h.free) || !w.class.spot && need.Within(h.free.Add(h.spot))) {
+		if !h.open || c != nil && !c.allowed.has(int(h.section)) {
+			continue
+		}
+		if w.need.Within(h.free) || !spot && w.need.Within(h.free.Add(h.spot)) {
 			return true
 		}
 	}
-	return w.kept != nobody && need.Within(q.v.machines[w.kept].free)
+	return w.kept != nobody && w.need.Within(q.v.machines[w.kept].free)
 }
 
 // keep gives hosts to the oldest groups that have been overtaken often enough.
@@ -316,7 +333,7 @@ func (q *Queue) keep() {
 		if w == nil {
 			continue
 		}
-		spot := w.rank() == 2
+		spot := w.rank() == lastRank
 		others = others || !spot
 		if h := w.kept; h != nobody && (spot && others || !q.v.machines[h].open || q.v.machines[h].held != w.number) {
 			q.let(w)
@@ -326,7 +343,7 @@ func (q *Queue) keep() {
 		if q.kept >= most {
 			return
 		}
-		if w == nil || w.kept != nobody || q.v.taken-w.taken < overtakes || w.rank() == 2 && others {
+		if w == nil || w.kept != nobody || q.v.taken-w.taken < overtakes || w.rank() == lastRank && others {
 			continue
 		}
 		w.taken = q.v.taken // when no host can ever do, ask again later
