@@ -234,14 +234,23 @@ func (a *Agent) report(s group.Status) {
 	}
 }
 
-// forgetWorker ends the books of a group that is gone.
-func (a *Agent) forgetWorker(uid string) {
+// forgetWorker ends the books of a group that is gone. One that has been assigned again meanwhile begins anew.
+func (a *Agent) forgetWorker(w *worker) {
 	a.mu.Lock()
+	defer a.mu.Unlock()
+	uid := w.m.UID
 	delete(a.workers, uid)
 	delete(a.statuses, uid)
-	a.mu.Unlock()
 	a.span.nudge()
 	_ = os.Remove(a.path("groups", uid+".json"))
+	w.mu.Lock()
+	next := w.next
+	w.mu.Unlock()
+	if next != w.g && next.Desired != group.Delete && a.ctx.Err() == nil {
+		fresh := a.newWorker(next)
+		a.workers[uid] = fresh
+		a.wg.Go(func() { fresh.run(a.ctx) })
+	}
 }
 
 func (a *Agent) worker(uid string) (*worker, bool) {

@@ -67,13 +67,14 @@ func (w *worker) nudge() {
 	}
 }
 
-// abandon takes the group away: the control plane does not know it any more.
+// abandon takes the group away: the control plane does not want it here any more. A newer assignment brings it back.
 func (w *worker) abandon() {
-	w.post(func() {
-		gone := *w.g
-		gone.Desired = group.Delete
-		w.g = &gone
-	})
+	w.mu.Lock()
+	gone := *w.next
+	gone.Desired = group.Delete
+	w.next = &gone
+	w.mu.Unlock()
+	w.nudge()
 }
 
 // run is the worker's loop.
@@ -172,7 +173,7 @@ func (w *worker) publish() {
 	if w.m.Gone {
 		w.done = true
 		// gofail: var goneBeforeForget struct{}
-		w.a.forgetWorker(w.m.UID)
+		w.a.forgetWorker(w)
 		return
 	}
 	w.dirty = true

@@ -41,6 +41,9 @@ func (v View) Provisioning(now time.Time) group.Provisioning {
 		if now.Sub(g.Created) > provisioningTimeout*time.Second && g.Epoch == 1 {
 			return group.ProvisioningFailed
 		}
+		if g.Host == "" {
+			return group.ProvisioningPending
+		}
 		return group.ProvisioningCreating
 	case group.Failed:
 		if !ran(s) {

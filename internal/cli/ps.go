@@ -69,7 +69,10 @@ func counts(g *client.Group) (ready, restarts string) {
 	return fmt.Sprintf("%d/%d", up, len(g.Properties.Containers)), strconv.Itoa(n)
 }
 
-// stateText is the state, with what a container that does not run waits for.
+// noRoom is the reason of a group that waits for room on a host.
+const noRoom = "FailedPlacement"
+
+// stateText is the state, with what the group, or a container that does not run, waits for.
 func stateText(g *client.Group) string {
 	state := g.State()
 	if g.Properties.ProvisioningState == "Deleting" {
@@ -86,7 +89,15 @@ func stateText(g *client.Group) string {
 		word, _, _ := strings.Cut(iv.Current.Detail, ":")
 		return state + " (" + clip(printable(word), 40) + ")"
 	}
+	if waitsForRoom(g) {
+		return state + " (" + noRoom + ")"
+	}
 	return state
+}
+
+func waitsForRoom(g *client.Group) bool {
+	iv := g.Properties.InstanceView
+	return iv != nil && strings.HasPrefix(iv.Reason, noRoom)
 }
 
 func addressText(g *client.Group) string {

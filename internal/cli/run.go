@@ -245,6 +245,7 @@ func (a *app) await(ctx context.Context, api *client.Client, g *client.Group, na
 	bars := a.bars()
 	epoch := epochOf(g)
 	reason := ""
+	tell := a.tellRoom(line)
 	last, err := api.WaitFor(ctx, "", name, func(g *client.Group) (bool, error) {
 		if epochOf(g) > epoch {
 			epoch = epochOf(g)
@@ -255,6 +256,7 @@ func (a *app) await(ctx context.Context, api *client.Client, g *client.Group, na
 		bars.tellEvents(eventsOf(g))
 		reason = waitingFor(g)
 		line.set(reason)
+		tell(g)
 		return ready(g)
 	})
 	if ctx.Err() == context.DeadlineExceeded {

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"time"
 
@@ -31,9 +32,19 @@ func (a *app) waitCommand() *cobra.Command {
 			}
 			ctx, cancel := context.WithTimeout(c.Context(), timeout)
 			defer cancel()
-			g, err := api.WaitFor(ctx, "", args[0], done)
+			line := a.statusLine()
+			defer line.clear()
+			tell, reason := a.tellRoom(line), ""
+			g, err := api.WaitFor(ctx, "", args[0], func(g *client.Group) (bool, error) {
+				if reason = ""; waitsForRoom(g) {
+					reason = g.Properties.InstanceView.Reason
+				}
+				line.set(reason)
+				tell(g)
+				return done(g)
+			})
 			if ctx.Err() == context.DeadlineExceeded {
-				return fault.New(fault.Unavailable, "", "The container group '%s' was not %s within %s. See 'spillway show %s'.", args[0], strings.ToLower(what), timeout, args[0])
+				return fault.New(fault.Unavailable, "", "The container group '%s' was not %s within %s%s. See 'spillway show %s'.", args[0], strings.ToLower(what), timeout, because(reason), args[0])
 			}
 			if err != nil {
 				return err
@@ -45,6 +56,19 @@ func (a *app) waitCommand() *cobra.Command {
 	c.Flags().DurationVar(&timeout, "timeout", 10*time.Minute, "how long to wait")
 	a.complete(c, "for", fixed("running", "terminated"))
 	return c
+}
+
+// tellRoom prints why a group waits for room, each reason once. A terminal has a line for it that changes.
+func (a *app) tellRoom(l *line) func(*client.Group) {
+	said := ""
+	return func(g *client.Group) {
+		if l.w != nil || !waitsForRoom(g) || g.Properties.InstanceView.Reason == said {
+			return
+		}
+		said = g.Properties.InstanceView.Reason
+		_, why, _ := strings.Cut(said, ": ")
+		fmt.Fprintf(a.stderr, "The container group '%s' waits for room: %s\n", g.Name, printable(why))
+	}
 }
 
 // condition is what a wait waits for. A view of an earlier epoch says nothing.

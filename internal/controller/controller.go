@@ -77,12 +77,13 @@ type Controller struct {
 	// which groups it keeps: in between, a new group would be taken for a foreign one.
 	placing sync.RWMutex
 
-	dirty  *queue // uids whose status should be stored
-	gone   *queue // uids of which nothing is left on their host
-	moved  *queue // uids of service addresses that may lead elsewhere now
-	room   *queue // names of hosts that may take groups now
-	stuck  bool   // groups of lost hosts have found no room; only the failover loop touches it
-	loaded int64  // store revision that idx started from
+	dirty  *queue        // uids whose status should be stored
+	gone   *queue        // uids of which nothing is left on their host
+	moved  *queue        // uids of service addresses that may lead elsewhere now
+	left   *queue        // names of hosts that groups have left
+	room   chan struct{} // a bell: something has changed that waiting groups may go by
+	told   telling       // only the wait loop touches it
+	loaded int64         // store revision that idx started from
 }
 
 // New reads the store and makes a controller that knows all groups. Run keeps it going.
@@ -102,7 +103,8 @@ func New(ctx context.Context, cfg Config) (*Controller, error) {
 	if cfg.LostAfter == 0 {
 		cfg.LostAfter = DefaultLostAfter
 	}
-	c := &Controller{cfg: cfg, idx: newIndex(place.Policies{Default: cfg.Policy, Pools: cfg.Pools}), links: map[string]host.Link{}, absent: map[string]*absence{}, dirty: newQueue(), gone: newQueue(), moved: newQueue(), room: newQueue(), span: newSpan(cfg.Now()), naming: newNaming()}
+	c := &Controller{cfg: cfg, idx: newIndex(place.Policies{Default: cfg.Policy, Pools: cfg.Pools}), links: map[string]host.Link{}, absent: map[string]*absence{},
+		dirty: newQueue(), gone: newQueue(), moved: newQueue(), left: newQueue(), room: make(chan struct{}, 1), span: newSpan(cfg.Now()), naming: newNaming()}
 	if err := c.load(ctx); err != nil {
 		return nil, fmt.Errorf("load groups: %w", err)
 	}
@@ -123,6 +125,7 @@ func (c *Controller) load(ctx context.Context) error {
 		}
 	}
 	c.loaded, c.idx.followed = page.Revision, page.Revision
+	c.resume()
 	return nil
 }
 
@@ -138,6 +141,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	wg.Go(func() { c.failoverLoop(ctx) })
 	wg.Go(func() { c.spanLoop(ctx) })
 	wg.Go(func() { c.namesLoop(ctx) })
+	wg.Go(func() { c.waitLoop(ctx) })
 	return c.follow(ctx)
 }
 

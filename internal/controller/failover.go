@@ -21,8 +21,6 @@ const (
 	// failoverBatch is how many groups are started elsewhere in a tick. Many hosts that fall silent at once look as a
 	// network does that is cut: what is left must not be overrun.
 	failoverBatch = 20
-	// roomPause is how long a group that fits nowhere waits before it is tried again although no host has changed.
-	roomPause = time.Second
 )
 
 // absence is a host that has joined and is not connected.
@@ -39,26 +37,16 @@ type absence struct {
 func (c *Controller) failoverLoop(ctx context.Context) {
 	tick := time.NewTicker(failoverTick)
 	defer tick.Stop()
-	var tried time.Time
 	for {
-		room := false
 		select {
 		case <-ctx.Done():
 			return
-		case <-c.room.bell:
-			c.room.take(maxAttempts * failoverBatch)
-			room = true
 		case <-tick.C:
 		}
 		if c.loseHosts() {
 			c.withdraw()
 		}
-		now := c.cfg.Now()
-		if c.stuck = c.stuck && !room && now.Sub(tried) < roomPause; c.stuck {
-			continue
-		}
-		tried = now
-		c.stuck = c.moveLost(ctx)
+		c.moveLost(ctx)
 	}
 }
 
@@ -78,21 +66,18 @@ func (c *Controller) loseHosts() (some bool) {
 	return some
 }
 
-// moveLost starts some groups of lost hosts elsewhere. It is true when some of them have room nowhere.
-func (c *Controller) moveLost(ctx context.Context) (stuck bool) {
+// moveLost starts some groups of lost hosts elsewhere. Those that have room nowhere wait for it.
+func (c *Controller) moveLost(ctx context.Context) {
 	for _, g := range c.displaced() {
 		switch err := c.displace(ctx, g); {
-		case err == nil, fault.KindOf(err) == fault.NotFound:
-		case fault.KindOf(err) == fault.Conflict:
-			stuck = true
+		case err == nil, fault.KindOf(err) == fault.NotFound, fault.KindOf(err) == fault.Conflict:
 		default:
 			if ctx.Err() == nil {
 				c.cfg.Log.Error("start a group of a lost host elsewhere", "group", g.Ref.Name, "host", g.Host, "error", err)
 			}
-			return true
+			return
 		}
 	}
-	return stuck
 }
 
 // displaced are the groups of lost hosts that should run, the oldest first, as many as may be moved at once. Those that
@@ -110,7 +95,7 @@ func (c *Controller) displaced() []*group.Group {
 			switch e := c.idx.byUID[g.UID]; {
 			case g.Desired == group.Delete:
 				c.gone.add(g.UID)
-			case !e.settled():
+			case !e.settled() && !c.waits(e):
 				out = append(out, g)
 			}
 		}
@@ -135,19 +120,7 @@ func (c *Controller) displace(ctx context.Context, lost *group.Group) error {
 		if g.UID != lost.UID || g.Host != lost.Host || g.Desired != group.Run || e.settled() {
 			return nil, nil
 		}
-		next := again(g, true)
-		if g.Spec.RestartPolicy == group.RestartNever {
-			next = again(g, false)
-			next.Epoch, next.Desired = g.Epoch, group.Stop
-		}
-		text := fmt.Sprintf("The host %s has not been heard of since %s; ", g.Host, c.heardLast(g.Host).UTC().Format(time.RFC3339))
-		if next.Desired == group.Stop {
-			text += "the group has failed, as its restart policy is Never."
-		} else {
-			text += "the group is started elsewhere."
-		}
-		next.Events = group.AddEvent(slices.Clone(g.Events), c.cfg.Now().UTC(), group.Warning, eventLost, text)
-		return next, nil
+		return elsewhere(g, c.heardLast(g.Host), c.cfg.Now()), nil
 	})
 	if err != nil || !res.Changed {
 		return err
@@ -158,6 +131,23 @@ func (c *Controller) displace(ctx context.Context, lost *group.Group) error {
 		return c.endLost(g)
 	}
 	return nil
+}
+
+// elsewhere is the next epoch of a group whose host is lost, without a host; one that must never start twice stops.
+func elsewhere(g *group.Group, heard, now time.Time) *group.Group {
+	next := again(g, true)
+	if g.Spec.RestartPolicy == group.RestartNever {
+		next = again(g, false)
+		next.Epoch, next.Desired = g.Epoch, group.Stop
+	}
+	text := fmt.Sprintf("The host %s has not been heard of since %s; ", g.Host, heard.UTC().Format(time.RFC3339))
+	if next.Desired == group.Stop {
+		text += "the group has failed, as its restart policy is Never."
+	} else {
+		text += "the group is started elsewhere."
+	}
+	next.Events = group.AddEvent(slices.Clone(g.Events), now.UTC(), group.Warning, eventLost, text)
+	return next
 }
 
 // endLost writes down how a group ended that stops on a lost host: one that was asked to stop is stopped, one that must
@@ -181,6 +171,11 @@ const eventLost = "HostLost"
 func (c *Controller) heardLast(name string) time.Time {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
+	return c.silentSince(name)
+}
+
+// silentSince is heardLast with the lock held.
+func (c *Controller) silentSince(name string) time.Time {
 	if a := c.absent[name]; a != nil {
 		return a.since
 	}

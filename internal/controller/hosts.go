@@ -19,6 +19,7 @@ import (
 // hostRecord is what the platform knows of a host, and wants of it.
 type hostRecord struct {
 	Cordoned bool `json:"cordoned"`
+	Draining bool `json:"draining,omitempty"` // its groups are to move elsewhere as soon as there is room
 	// The rest is there for hosts that have joined with a token.
 	UID    string    `json:"uid,omitempty"`    // one per joining
 	Serial string    `json:"serial,omitempty"` // of the newest certificate
@@ -54,6 +55,9 @@ func (c *Controller) applyHost(ch store.Change) error {
 		return nil
 	}
 	c.idx.hosts[name] = r
+	if was := old != nil && old.Draining; was != r.Draining {
+		defer c.accountHost(name)
+	}
 	if r.UID != "" && c.links[name] == nil && c.absent[name] == nil {
 		since := c.cfg.Now()
 		if c.feed == nil { // this process has just begun: hosts have to find it first
@@ -70,6 +74,7 @@ func (c *Controller) showHost(name string) {
 	if h, ok := c.known(name); ok {
 		c.idx.fleet.SetHost(h)
 	}
+	c.nudge()
 }
 
 // known is a host as it is or was last, with the lock held.
@@ -136,10 +141,10 @@ func (c *Controller) Connect(link host.Link) {
 		delete(c.absent, name)
 		c.showHost(name)
 		c.followTargets(name)
+		c.accountHost(name)
 	}
 	c.mu.Unlock()
 	c.respan()
-	c.room.add(name)
 }
 
 // retain tells a host that these are all its groups.
@@ -221,19 +226,23 @@ func noHost(name string) error {
 
 // Cordon keeps new groups off a host, or lets them on again. Errors: not-found.
 func (c *Controller) Cordon(ctx context.Context, name string, cordoned bool) (host.Host, error) {
+	return c.cordon(ctx, name, hostRecord{Cordoned: cordoned})
+}
+
+func (c *Controller) cordon(ctx context.Context, name string, want hostRecord) (host.Host, error) {
 	if _, err := c.DescribeHost(name); err != nil {
 		return host.Host{}, err
 	}
 	err := c.changeHost(ctx, name, func(r *hostRecord) error {
-		if r.Cordoned == cordoned {
+		drain := want.Draining || want.Cordoned && r.Draining
+		if r.Cordoned == want.Cordoned && r.Draining == drain {
 			return errUnchanged
 		}
-		r.Cordoned = cordoned
+		r.Cordoned, r.Draining = want.Cordoned, drain
 		return nil
 	})
 	if err != nil {
 		return host.Host{}, err
 	}
-	c.room.add(name)
 	return c.DescribeHost(name)
 }

@@ -38,6 +38,9 @@ type index struct {
 	rgs       map[string]*ResourceGroup         // by subscription/name
 	hosts     map[string]*hostRecord            // by name: hosts that have joined, and what is wanted of this machine's own
 	fleet     *place.View                       // what the hosts have, and what of it groups hold
+	queue     *place.Queue                      // the groups that wait for room
+	claims    map[string]*claim                 // by uid: the groups that wait for Spot groups to leave
+	evicted   map[string]bool                   // uids of Spot groups that have stopped for others and are to wait again
 	reserved  map[string]chan struct{}          // by uid: a write is under way, and the fleet holds what it will need; closed at its end
 	networks  map[string]uint32                 // by networkKey: VXLAN ids
 	named     map[string]*namedGroup            // by uid: ready groups with their names
@@ -50,9 +53,12 @@ type index struct {
 }
 
 func newIndex(policies place.Policies) index {
+	fleet := place.NewView(policies)
 	return index{
-		groups: map[string]*entry{}, byUID: map[string]*entry{}, byRG: map[string]map[string]*entry{}, byHost: map[string]map[string]*entry{}, networks: map[string]uint32{}, named: map[string]*namedGroup{}, namedIn: map[string]map[string]*namedGroup{},
-		rgs: map[string]*ResourceGroup{}, hosts: map[string]*hostRecord{}, fleet: place.NewView(policies), reserved: map[string]chan struct{}{},
+		queue: place.NewQueue(fleet), claims: map[string]*claim{}, evicted: map[string]bool{},
+		groups: map[string]*entry{}, byUID: map[string]*entry{}, byRG: map[string]map[string]*entry{}, byHost: map[string]map[string]*entry{},
+		networks: map[string]uint32{}, named: map[string]*namedGroup{}, namedIn: map[string]map[string]*namedGroup{},
+		rgs: map[string]*ResourceGroup{}, hosts: map[string]*hostRecord{}, fleet: fleet, reserved: map[string]chan struct{}{},
 		buried: map[string]int64{}, addresses: newAddressIndex(),
 	}
 }
@@ -92,7 +98,7 @@ func (c *Controller) apply(ch store.Change) error {
 		defer c.mu.Unlock()
 		if e := c.idx.byUID[s.UID]; e != nil {
 			e.status = &s
-			c.idx.account(e)
+			c.account(e)
 			c.followTarget(e, false)
 		}
 	case strings.HasPrefix(key, store.Hosts):
@@ -172,26 +178,33 @@ func (c *Controller) putGroup(g *group.Group, revision int64) bool {
 		}
 		c.idx.byRG[scope][key] = e
 	}
-	if e.group != nil && e.group.Host != g.Host {
-		takeFrom(c.idx.byHost, e.group.Host, g.UID)
-		if g.Host != "" {
-			e.status = nil // it was of another host
-		}
-	}
-	if e.group, e.revision = g, revision; g.Host != "" {
-		fileIn(c.idx.byHost, g.Host, g.UID, e)
-		c.wantBlocks(g.Host)
-		if c.cfg.Network.IsValid() {
-			c.naming.looked.add(g.Host)
-		}
-	}
+	old := e.group
+	e.group, e.revision = g, revision
+	c.rehouse(e, old)
+	c.fileHost(e, old)
 	if a := c.absent[g.Host]; a != nil {
 		a.empty = false // what is wanted of it has changed
 	}
-	c.idx.account(e)
+	c.account(e)
 	c.followTarget(e, false)
 	c.feed.publish(kind, e.view())
 	return true
+}
+
+// fileHost files a group under its host, and sees to what that host needs for it, with the lock held.
+func (c *Controller) fileHost(e *entry, old *group.Group) {
+	g := e.group
+	if old != nil && old.Host != g.Host {
+		takeFrom(c.idx.byHost, old.Host, g.UID)
+	}
+	if g.Host == "" {
+		return
+	}
+	fileIn(c.idx.byHost, g.Host, g.UID, e)
+	c.wantBlocks(g.Host)
+	if c.cfg.Network.IsValid() {
+		c.naming.looked.add(g.Host)
+	}
 }
 
 // dropGroup forgets a group.
@@ -208,6 +221,10 @@ func (c *Controller) remove(key string, e *entry) {
 	if c.idx.reserved[e.group.UID] == nil {
 		c.idx.fleet.Release(e.group.UID)
 	}
+	c.idx.queue.Leave(e.group.UID)
+	delete(c.idx.claims, e.group.UID)
+	delete(c.idx.evicted, e.group.UID)
+	c.nudge()
 	delete(c.idx.groups, key)
 	delete(c.idx.byUID, e.group.UID)
 	takeFrom(c.idx.byHost, e.group.Host, e.group.UID)
@@ -229,18 +246,6 @@ func (e *entry) settled() bool {
 
 // holds says whether a group has room on its host: while it runs or may run, not when it has ended.
 func (e *entry) holds() bool { return !e.settled() && e.group.Host != "" }
-
-// account notes what a group holds now. While a write of the group is under way, its reservation stands.
-func (x *index) account(e *entry) {
-	if x.reserved[e.group.UID] != nil {
-		return
-	}
-	if e.holds() {
-		x.fleet.Assign(e.group)
-		return
-	}
-	x.fleet.Release(e.group.UID)
-}
 
 func (x *index) onHost(name string) []*group.Group {
 	var out []*group.Group

@@ -160,7 +160,7 @@ func (c *Controller) Restart(ctx context.Context, ref group.Ref) (Result, error)
 // again is the next epoch of a group, placed anew when it holds nothing any more.
 func again(old *group.Group, replace bool) *group.Group {
 	g := *old
-	g.Desired = group.Run
+	g.Desired, g.Evicted = group.Run, nil
 	g.Epoch++
 	if replace {
 		g.Host = ""
@@ -174,11 +174,11 @@ func (c *Controller) Stop(ctx context.Context, ref group.Ref) (Result, error) {
 		switch {
 		case e.group.Desired == group.Delete:
 			return nil, busy(e.group.Ref)
-		case e.group.Desired == group.Stop, e.settled():
+		case e.group.Desired == group.Stop && e.group.Evicted == nil, e.group.Desired == group.Run && e.settled():
 			return nil, nil
 		}
 		g := *e.group
-		g.Desired = group.Stop
+		g.Desired, g.Evicted = group.Stop, nil // one that stops for another does not come back, either
 		return &g, nil
 	})
 	if err != nil || res.View.Group.Desired != group.Stop {

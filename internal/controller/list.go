@@ -74,9 +74,9 @@ func (c *Controller) Usage(subscription string) Usage {
 }
 
 // Drain cordons a host and moves its running groups to others: they run afresh there. Errors: not-found; conflict,
-// when some groups fit nowhere else and so stayed.
+// when some groups fit nowhere else: they stay until there is room, or the host takes groups again.
 func (c *Controller) Drain(ctx context.Context, name string) (host.Host, error) {
-	h, err := c.Cordon(ctx, name, true)
+	h, err := c.cordon(ctx, name, hostRecord{Cordoned: true, Draining: true})
 	if err != nil {
 		return h, err
 	}
@@ -95,16 +95,8 @@ func (c *Controller) Drain(ctx context.Context, name string) (host.Host, error) 
 			stuck = append(stuck, g.Ref.Name)
 		}
 	}
-	if link, ok := c.Host(name); ok {
-		c.placing.Lock()
-		c.mu.RLock()
-		kept := c.idx.onHost(name)
-		c.mu.RUnlock()
-		retain(link, kept)
-		c.placing.Unlock()
-	}
 	if stuck != nil {
-		return h, fault.New(fault.Conflict, "HostNotDrained", "The host '%s' is cordoned, but %d of its groups fit on no other host and stay: %s. Add a host, or stop them.", name, len(stuck), first(stuck, 10))
+		return h, fault.New(fault.Conflict, "HostNotDrained", "The host '%s' is cordoned, but %d of its groups fit on no other host and stay until one has room: %s. Add a host, or stop them.", name, len(stuck), first(stuck, 10))
 	}
 	return h, nil
 }

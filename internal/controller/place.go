@@ -12,7 +12,8 @@ import (
 )
 
 // reserve takes room for a record that is about to be written: on a host that is found for it, or on its own host what
-// it grows by. Errors: conflict, when there is none, or when another write of the group is at it.
+// it grows by. One that fits nowhere now is to wait: it gets no host and an event that says why. Errors: conflict, when
+// it can have no room or stays where it is, or when another write of the group is at it.
 func (c *Controller) reserve(ctx context.Context, g *group.Group) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -26,17 +27,65 @@ func (c *Controller) reserve(ctx context.Context, g *group.Group) error {
 		return store.ErrConflict
 	}
 	c.look()
+	c.idx.queue.Pause(g.UID)
 	if g.Host == "" {
-		d := c.idx.fleet.Take(g)
-		if d.Host == "" {
-			return noRoom(g, d.Refusal)
+		if err := c.find(g); err != nil {
+			return err
 		}
-		g.Host = d.Host
 	} else if r, ok := c.idx.fleet.Grow(g); !ok {
+		if e := c.idx.byUID[g.UID]; e != nil {
+			c.account(e)
+		}
 		return noRoom(g, r)
 	}
 	c.idx.reserved[g.UID] = make(chan struct{})
 	return nil
+}
+
+// maxWaiting is how many groups may wait for room before further ones are refused: as many as one server tries in about
+// a second.
+const maxWaiting = 20_000
+
+// find looks for a host, with the lock held.
+func (c *Controller) find(g *group.Group) error {
+	e := c.idx.byUID[g.UID]
+	if c.idx.claims[g.UID] != nil && !e.holds() {
+		return nil // its room is being made
+	}
+	d := c.idx.fleet.Take(g)
+	if g.Host = d.Host; g.Host != "" {
+		return nil
+	}
+	if e != nil && e.holds() { // it stays where it is until there is room elsewhere
+		if c.isLost(e.group.Host) {
+			c.idx.queue.Wait(e.group, true)
+		}
+		c.account(e)
+		return noRoom(g, d.Refusal)
+	}
+	crowded := c.idx.queue.Len() >= maxWaiting && !c.idx.queue.Waits(g.UID)
+	if crowded || d.Refusal.DiskFull() || c.alone() && c.idx.fleet.Never(g) {
+		if e != nil {
+			c.account(e)
+		}
+		return noRoom(g, d.Refusal)
+	}
+	g.Events = waitEvent(g.Events, c.cfg.Now().UTC(), d.Refusal.String())
+	return nil
+}
+
+// alone says whether the platform is one machine that no other has joined, with the lock held: what it does not take
+// when it is empty has room nowhere, ever.
+func (c *Controller) alone() bool {
+	if c.idx.fleet.Hosts() != 1 {
+		return false
+	}
+	for _, r := range c.idx.hosts {
+		if r.UID != "" {
+			return false
+		}
+	}
+	return true
 }
 
 // grows says whether a running group asks for more than its record in memory.
@@ -54,10 +103,12 @@ func (c *Controller) unreserve(uid string) {
 	close(c.idx.reserved[uid])
 	delete(c.idx.reserved, uid)
 	if e := c.idx.byUID[uid]; e != nil {
-		c.idx.account(e)
+		c.account(e)
 		return
 	}
 	c.idx.fleet.Release(uid)
+	c.idx.queue.Leave(uid)
+	c.nudge()
 }
 
 // look takes over what hosts in this process say of themselves, with the lock held; others send it when it changes.

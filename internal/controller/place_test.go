@@ -2,7 +2,6 @@ package controller
 
 import (
 	"context"
-	"errors"
 	"strings"
 	"sync"
 	"testing"
@@ -64,11 +63,11 @@ func TestRulesSurviveARestart(t *testing.T) {
 	stop()
 	c, _ = start(t, s)
 	connect(t, c, "h1")
-	_, err := c.Put(t.Context(), ref("b"), apart("web"))
-	if e, ok := errors.AsType[*fault.Error](err); !ok || e.Code != "ServiceUnavailable" || !strings.Contains(e.Message, "h1: it has groups near") {
-		t.Errorf("Put beside a running group = %v", err)
+	res, err := c.Put(t.Context(), ref("b"), apart("web"))
+	if err != nil || res.View.Group.Host != "" || !strings.Contains(res.View.Status.Reason, "h1: it has groups near") {
+		t.Errorf("Put beside a running group = %+v, %v", res.View.Status, err)
 	}
-	if _, err := c.Put(t.Context(), ref("b"), apart("db")); err != nil {
+	if _, err := c.Put(t.Context(), ref("c"), apart("db")); err != nil {
 		t.Errorf("Put of another app = %v", err)
 	}
 }

@@ -24,7 +24,7 @@ type Result struct {
 }
 
 // Put creates or updates a group. A create is one durable commit. Errors: not-found (resource group), conflict
-// (transitioning, no room, taken DNS label), invalid (a change that needs a new group).
+// (transitioning, room nowhere ever, taken DNS label), invalid (a change that needs a new group).
 func (c *Controller) Put(ctx context.Context, ref group.Ref, req *arm.Request) (Result, error) {
 	for range maxAttempts {
 		rg, err := c.openResourceGroup(ref)
@@ -175,12 +175,15 @@ func (c *Controller) update(ctx context.Context, e *entry, req *arm.Request) (Re
 	arm.KeepSecrets(&old.Spec, &g.Spec)
 	keepRequestedAddress(&g.Spec, e)
 	g.Generation++
-	if ended { // as new: nothing has to stay as it was
-		g.Desired, g.Host, g.NetworkID = group.Run, "", 0
+	same := equal(old.Spec, g.Spec) && equal(old.Zones, g.Zones)
+	if same && old.Host == "" && !ended && equal(old.Tags, g.Tags) {
+		return Result{View: e.view()}, nil
+	}
+	if ended || old.Host == "" { // as new: nothing has to stay as it was
+		g.Desired, g.Host, g.Evicted, g.NetworkID = group.Run, "", nil, 0
 		g.Epoch++
 		return c.write(ctx, &g, e.revision, c.labelOps(old, &g))
 	}
-	same := equal(old.Spec, g.Spec) && equal(old.Zones, g.Zones)
 	switch {
 	case same && equal(old.Tags, g.Tags):
 		return Result{View: e.view()}, nil

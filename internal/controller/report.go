@@ -42,7 +42,7 @@ func (c *Controller) Report(name string, s group.Status) {
 		was = e.status.State
 	}
 	e.status = &s
-	c.idx.account(e)
+	c.account(e)
 	c.followTarget(e, false)
 	c.feed.publish(Modified, e.view())
 	desired, of := e.group.Desired, e.group.Ref.Name

@@ -36,10 +36,17 @@ type Group struct {
 	Zones      []string          `json:"zones,omitempty"`
 	Created    time.Time         `json:"created"`
 	Desired    Desired           `json:"desired"`
-	Host       string            `json:"host"`
+	Host       string            `json:"host"`                // "": it waits for room, or never had any
 	NetworkID  uint32            `json:"networkID,omitempty"` // of its network, on all hosts; 0: there is one host
 	Events     []Event           `json:"events,omitempty"`    // what the control plane did to it; hosts report theirs
+	Evicted    *Eviction         `json:"evicted,omitempty"`
 	Spec       Spec              `json:"spec"`
+}
+
+// Eviction is why a Spot group stops that nobody asked to stop.
+type Eviction struct {
+	For  string    `json:"for"` // uid of the group that needs its room
+	Time time.Time `json:"time"`
 }
 
 // Spec is what the owner of a group asked for.

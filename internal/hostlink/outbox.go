@@ -37,6 +37,9 @@ func (o *outbox) put(d *down) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.queue = append(o.queue, d)
+	if d.Retain != nil {
+		clear(o.groups) // a group that is assigned afterwards is not to be taken away by it
+	}
 	o.ring()
 }
 

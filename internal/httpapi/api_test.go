@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -246,15 +245,35 @@ func TestHosts(t *testing.T) {
 	if h, err := w.client.HostAction(t.Context(), "h1", "cordon"); err != nil || !h.Cordoned {
 		t.Fatalf("cordon = %+v, %v", h, err)
 	}
-	_, err := w.client.PutGroup(t.Context(), "", "web", body())
-	if e, ok := errors.AsType[*fault.Error](err); !ok || e.Code != "ServiceUnavailable" || e.Status != http.StatusConflict || !strings.Contains(e.Message, "cordoned") {
-		t.Errorf("PutGroup on a cordoned platform = %v, want ServiceUnavailable because of it", err)
+	g, err := w.client.PutGroup(t.Context(), "", "web", body())
+	if err != nil || g.Properties.ProvisioningState != "Pending" || !strings.Contains(g.Properties.InstanceView.Reason, "cordoned") {
+		t.Errorf("PutGroup on a cordoned platform = %+v, %v, want a group that waits", g, err)
 	}
+	var log, followed strings.Builder
+	if err := w.client.Logs(t.Context(), client.Target{Group: "web"}, host.LogOptions{}, &log); err != nil || log.String() != "" {
+		t.Errorf("Logs of a group that waits = %q, %v", log.String(), err)
+	}
+	if _, err := w.client.Stats(t.Context(), "", "web"); err == nil || !strings.Contains(err.Error(), "waits for room") {
+		t.Errorf("Stats of a group that waits = %v", err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		done <- w.client.Logs(t.Context(), client.Target{Group: "web"}, host.LogOptions{Follow: true}, &followed)
+	}()
 	if h, err := w.client.HostAction(t.Context(), "h1", "uncordon"); err != nil || h.Cordoned {
 		t.Errorf("uncordon = %+v, %v", h, err)
 	}
+	if _, err := w.client.WaitFor(t.Context(), "", "web", func(g *client.Group) (bool, error) { return g.State() == "Running", nil }); err != nil {
+		t.Error(err)
+	}
+	if err := w.client.DeleteGroup(t.Context(), "", "web", true); err != nil {
+		t.Error(err)
+	}
+	if err := <-done; err != nil || !strings.HasPrefix(followed.String(), "hello from main") {
+		t.Errorf("Logs of a group that waited = %q, %v", followed.String(), err)
+	}
 	w.host.Change(func(h *host.Host) { h.DiskFull = true })
-	_, err = w.client.PutGroup(t.Context(), "", "web", body())
+	_, err = w.client.PutGroup(t.Context(), "", "other", body())
 	if e, ok := errors.AsType[*fault.Error](err); !ok || e.Code != "ServiceUnavailable" || !strings.Contains(e.Message, "disk") {
 		t.Errorf("PutGroup on a full disk = %v, want ServiceUnavailable because of it", err)
 	}

@@ -15,8 +15,11 @@ import (
 	"spillway.dev/spillway/internal/host"
 )
 
-// linkOf finds the host of a group. Errors: unavailable.
+// linkOf finds the host of a group. Errors: conflict, while it has none; unavailable.
 func (a *api) linkOf(g *group.Group) (host.Link, error) {
+	if g.Host == "" {
+		return nil, fault.New(fault.Conflict, "ContainerGroupWaiting", "The container group '%s' is on no host: it waits for room, or was stopped while it waited. See its events.", g.Ref.Name)
+	}
 	if l, ok := a.Controller.Host(g.Host); ok {
 		return l, nil
 	}
@@ -57,7 +60,8 @@ func started(v arm.View, name string) bool {
 // logs answers {"content"} as Azure does or, in Spillway's version with stream or follow, plain text as it comes.
 func (a *api) logs(c *call) error {
 	v, link, err := a.target(c)
-	if err != nil {
+	homeless := err != nil && v.Group != nil && v.Group.Host == "" && fault.KindOf(err) == fault.Conflict
+	if err != nil && !homeless {
 		return err
 	}
 	opt, push, err := c.logOptions()
@@ -65,6 +69,9 @@ func (a *api) logs(c *call) error {
 		return err
 	}
 	name := c.params["container"]
+	if homeless && !push { // it has not started, and has no log yet
+		return c.answer(http.StatusOK, map[string]string{"content": ""})
+	}
 	if push {
 		return a.pushLogs(c, link, v, opt)
 	}
@@ -148,8 +155,16 @@ func (a *api) pushLogs(c *call, link host.Link, v arm.View, opt host.LogOptions)
 		if err := a.awaitStart(c.r.Context(), v.Group.Ref, name); err != nil {
 			return nil
 		}
+		if v, err = a.Controller.Get(v.Group.Ref); err != nil {
+			return nil
+		}
+		link, _ = a.linkOf(v.Group)
 	}
 	out := &flushWriter{w: c.w, control: http.NewResponseController(c.w)}
+	if link == nil { // a group that waits for room has written nothing
+		_, _ = out.Write(nil)
+		return nil
+	}
 	err = link.Logs(c.r.Context(), v.Group.UID, name, opt, out)
 	if err != nil && !out.wrote && c.w.Header().Get("Content-Type") == "" {
 		return err

@@ -1,7 +1,9 @@
 package place
 
 import (
+	"cmp"
 	"math"
+	"slices"
 
 	"spillway.dev/spillway/internal/group"
 )
@@ -14,13 +16,14 @@ const (
 	eachHost   = 64   // hosts that got better, up to which each is compared with a waiting group
 )
 
-// Queue is the groups that fit nowhere now, oldest first.
+// Queue is the groups that fit nowhere now, in order: urgent ones, regular ones, Spot; of each the oldest creation first.
 //
 // A group is tried again when a host that could take it has got more room, or, when it has rules about other groups,
 // when anything has changed. Older groups are tried first, and younger ones may go while an older one does not fit, but
 // not for ever: a group that has seen `overtakes` others given room gets a host kept for it, the one of those it may
 // ever run on that lacks the least. A kept host takes nobody else, so it empties until the group fits; the oldest
-// groups come first, and few hosts are kept at a time. The group goes wherever it fits first.
+// groups come first, and few hosts are kept at a time. The group goes wherever it fits first. No host is kept for a Spot
+// group while others wait.
 type Queue struct {
 	v       *View
 	waiting []*waiter // in order; nil where one has left
@@ -30,6 +33,9 @@ type Queue struct {
 	at      int64   // View.changes when it began
 	numbers int32
 	kept    int
+	untried int // groups that have to be tried whatever has changed
+	pushing int // groups for which Spot groups could give way
+	cursor  int // where Look goes on
 }
 
 type waiter struct {
@@ -37,10 +43,33 @@ type waiter struct {
 	class   *class
 	number  int32 // tells it from other waiting groups
 	index   int
-	taken   int64 // View.taken when it began to wait, to be given room or a kept host
-	changes int64 // View.changes when it was last tried
-	kept    int32 // the machine that is kept for it
+	urgent  bool
+	paused  bool
+	untried bool
+	pushes  bool
+	ruled   bool            // when it was last looked at, there were rules between it and other groups
+	need    group.Resources // of group
+	taken   int64           // View.taken when it began to wait, to be given room or a kept host
+	changes int64           // View.changes when it was last tried
+	kept    int32           // the machine that is kept for it
 }
+
+// before says whether a waiting group comes before another.
+func (w *waiter) before(o *waiter) bool {
+	return cmp.Or(cmp.Compare(w.rank(), o.rank()), w.group.Created.Compare(o.group.Created), cmp.Compare(w.number, o.number)) < 0
+}
+
+func (w *waiter) rank() int {
+	switch {
+	case w.urgent:
+		return 0
+	case w.group.Spec.Priority != group.PrioritySpot:
+		return 1
+	}
+	return lastRank
+}
+
+const lastRank = 2 // of Spot groups
 
 // Placed is a waiting group that was given room.
 type Placed struct {
@@ -58,16 +87,79 @@ func NewQueue(v *View) *Queue {
 // Len is how many groups wait.
 func (q *Queue) Len() int { return len(q.byUID) }
 
-// Wait adds a group that fitted nowhere. One that waits already keeps its place and may have another specification.
-func (q *Queue) Wait(g *group.Group) {
-	if w := q.byUID[g.UID]; w != nil {
-		w.group, w.changes = g, 0
+// Wait adds a group that fitted nowhere; urgent ones come first. One that waits already keeps its age, and is tried again
+// when it has another generation, or was paused.
+func (q *Queue) Wait(g *group.Group, urgent bool) {
+	w := q.byUID[g.UID]
+	if w == nil {
+		q.numbers++
+		w = &waiter{number: q.numbers, group: g, need: g.Spec.Total(), urgent: urgent, taken: q.v.taken, changes: q.v.changes, kept: nobody}
+		q.byUID[g.UID] = w
+		q.insert(w)
+		q.try(w)
 		return
 	}
-	q.numbers++
-	w := &waiter{group: g, number: q.numbers, index: len(q.waiting), taken: q.v.taken, changes: q.v.changes, kept: nobody}
-	q.waiting = append(q.waiting, w)
-	q.byUID[g.UID] = w
+	old := *w
+	w.group, w.need, w.urgent, w.paused = g, g.Spec.Total(), urgent, false
+	if w.rank() != old.rank() {
+		q.waiting[w.index] = nil
+		q.insert(w)
+	}
+	if old.paused || old.group.Generation != g.Generation {
+		w.changes = 0
+		q.try(w)
+	}
+}
+
+// insert puts a group in its place, looked for from the end: most are younger than all others.
+func (q *Queue) insert(w *waiter) {
+	at := len(q.waiting)
+	for at > 0 && (q.waiting[at-1] == nil || w.before(q.waiting[at-1])) {
+		at--
+	}
+	q.waiting = slices.Insert(q.waiting, at, w)
+	for i := at; i < len(q.waiting); i++ {
+		if o := q.waiting[i]; o != nil {
+			o.index = i
+		}
+	}
+	if at < q.next {
+		q.next++
+	}
+}
+
+// Pause keeps a waiting group from being given room, as somebody else is at it, until Wait or Leave.
+func (q *Queue) Pause(uid string) {
+	if w := q.byUID[uid]; w != nil {
+		w.paused = true
+		q.tried(w)
+	}
+}
+
+// Waits says whether a group waits.
+func (q *Queue) Waits(uid string) bool { return q.byUID[uid] != nil }
+
+// try has a group tried in the next round, tried notes that it was.
+func (q *Queue) try(w *waiter) {
+	if !w.untried {
+		w.untried = true
+		q.untried++
+	}
+}
+
+func (q *Queue) tried(w *waiter) {
+	if w.untried {
+		w.untried = false
+		q.untried--
+	}
+	q.push(w, false)
+}
+
+func (q *Queue) push(w *waiter, on bool) {
+	if w.pushes != on {
+		q.pushing += map[bool]int{true: 1, false: -1}[on]
+		w.pushes = on
+	}
 }
 
 // Leave forgets a group that no longer wants room.
@@ -76,12 +168,17 @@ func (q *Queue) Leave(uid string) {
 	if w == nil {
 		return
 	}
-	q.let(w)
-	q.waiting[w.index] = nil
-	delete(q.byUID, uid)
+	q.leave(w)
 	if len(q.waiting) > 2*len(q.byUID)+eachHost {
 		q.compact()
 	}
+}
+
+func (q *Queue) leave(w *waiter) {
+	q.let(w)
+	q.tried(w)
+	q.waiting[w.index] = nil
+	delete(q.byUID, w.group.UID)
 }
 
 // compact closes the gaps.
@@ -107,9 +204,27 @@ func (q *Queue) Why(uid string) (Refusal, bool) {
 	if w == nil {
 		return Refusal{}, false
 	}
-	a := q.v.prepare(q.v.classOf(w.group), w.group)
+	a, restore := q.v.askFor(q.v.classOf(w.group), w.group)
+	defer restore()
 	a.hold = w.number
 	return a.refusal(), true
+}
+
+// Look gives the next n waiting groups, of all in turn.
+func (q *Queue) Look(n int) (uids []string) {
+	for range min(len(q.waiting), retryLooks) {
+		if len(uids) >= min(n, len(q.byUID)) {
+			break
+		}
+		if q.cursor >= len(q.waiting) {
+			q.cursor = 0
+		}
+		if w := q.waiting[q.cursor]; w != nil {
+			uids = append(uids, w.group.UID)
+		}
+		q.cursor++
+	}
+	return uids
 }
 
 // Retry tries waiting groups that what has happened could help, oldest first, and gives room to those that fit, at most
@@ -122,31 +237,36 @@ func (q *Queue) Retry(limit int) (placed []Placed, more bool) {
 	for looks := 0; q.next < len(q.waiting) && looks < retryLooks && limit > 0; looks++ {
 		w := q.waiting[q.next]
 		q.next++
-		if w == nil || !q.helped(w) {
+		if w == nil || w.paused || !q.helped(w) {
 			continue
 		}
 		limit--
 		w.changes = q.v.changes
+		q.tried(w)
 		if m := q.v.findFor(w.class, w.group, w.number, false); m != nobody {
-			index := w.index
 			d := q.v.give(w.class, w.group, m)
 			placed = append(placed, Placed{w.group, d.Host})
-			q.let(w)
-			q.waiting[index] = nil
-			delete(q.byUID, w.group.UID)
+			q.leave(w)
+			continue
 		}
+		q.push(w, !w.class.spot)
 	}
 	if q.next < len(q.waiting) {
 		return placed, true
 	}
 	q.next, q.round = 0, q.round[:0]
 	q.compact()
-	return placed, len(q.byUID) > 0 && (q.at != q.v.changes || len(q.v.improved) > 0)
+	return placed, q.news()
+}
+
+// news says whether anything has happened since this round began that could let a group in.
+func (q *Queue) news() bool {
+	return len(q.byUID) > 0 && (q.at != q.v.changes || len(q.v.improved) > 0 || q.untried > 0)
 }
 
 // begin opens a round, when anything has happened since the last.
 func (q *Queue) begin() bool {
-	if len(q.byUID) == 0 || q.at == q.v.changes && len(q.v.improved) == 0 {
+	if !q.news() {
 		q.forget()
 		return false
 	}
@@ -164,38 +284,58 @@ func (q *Queue) forget() {
 	q.v.improved = q.v.improved[:0]
 }
 
-// helped says whether what has happened could let a group in.
+// helped says whether what has happened could let a group in. Most are not helped by most changes, so that numbers are
+// compared first. Rules that have come since the group was last looked at can only forbid more.
 func (q *Queue) helped(w *waiter) bool {
+	if w.untried {
+		w.class = nil
+	}
+	few := len(q.round) <= eachHost
+	if w.class != nil && few && !w.ruled && !q.roomFor(w, nil) {
+		return false
+	}
 	w.class = q.v.classOf(w.group)
 	w.class.refresh(q.v)
+	w.ruled = len(w.class.matches) > 0
 	for at := range w.class.own {
-		if len(w.class.own[at]) > 0 {
-			return w.changes != q.v.changes
-		}
+		w.ruled = w.ruled || len(w.class.own[at]) > 0
 	}
-	if len(w.class.matches) > 0 {
+	switch {
+	case w.untried || !few:
+		return true
+	case w.ruled:
 		return w.changes != q.v.changes
 	}
-	if len(q.round) > eachHost {
-		return true
-	}
-	need := w.group.Spec.Total()
+	return q.roomFor(w, w.class)
+}
+
+// roomFor says whether a host that has got better has the room for a group; of those that its class allows, when that is
+// given and up to date.
+func (q *Queue) roomFor(w *waiter, c *class) bool {
+	spot := w.rank() == lastRank
 	for _, m := range q.round {
-		if h := &q.v.machines[m]; h.open && need.Within(h.free) && w.class.allowed.has(int(h.section)) {
+		h := &q.v.machines[m]
+		if !h.open || c != nil && !c.allowed.has(int(h.section)) {
+			continue
+		}
+		if w.need.Within(h.free) || !spot && w.need.Within(h.free.Add(h.spot)) {
 			return true
 		}
 	}
-	return w.kept != nobody && need.Within(q.v.machines[w.kept].free)
+	return w.kept != nobody && w.need.Within(q.v.machines[w.kept].free)
 }
 
 // keep gives hosts to the oldest groups that have been overtaken often enough.
 func (q *Queue) keep() {
 	most := max(q.v.open/keptPart, 1)
+	others := false // a group that is not Spot waits
 	for _, w := range q.waiting {
 		if w == nil {
 			continue
 		}
-		if h := w.kept; h != nobody && (!q.v.machines[h].open || q.v.machines[h].held != w.number) {
+		spot := w.rank() == lastRank
+		others = others || !spot
+		if h := w.kept; h != nobody && (spot && others || !q.v.machines[h].open || q.v.machines[h].held != w.number) {
 			q.let(w)
 		}
 	}
@@ -203,7 +343,7 @@ func (q *Queue) keep() {
 		if q.kept >= most {
 			return
 		}
-		if w == nil || w.kept != nobody || q.v.taken-w.taken < overtakes {
+		if w == nil || w.kept != nobody || q.v.taken-w.taken < overtakes || w.rank() == lastRank && others {
 			continue
 		}
 		w.taken = q.v.taken // when no host can ever do, ask again later

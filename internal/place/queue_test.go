@@ -41,9 +41,9 @@ func TestQueueRetriesWhatAChangeHelps(t *testing.T) {
 	q := NewQueue(v)
 	fleetOf(1, q, v)
 	v.Take(named("full", wanted(2000, gb)))
-	q.Wait(named("large", wanted(2000, 4*gb)))
-	q.Wait(named("small", wanted(500, gb)))
-	q.Wait(named("other", &group.Group{Zones: []string{"9"}, Spec: wanted(100, gb).Spec}))
+	q.Wait(named("large", wanted(2000, 4*gb)), false)
+	q.Wait(named("small", wanted(500, gb)), false)
+	q.Wait(named("other", &group.Group{Zones: []string{"9"}, Spec: wanted(100, gb).Spec}), false)
 	if got := retry(q); len(got) != 0 {
 		t.Errorf("Retry without a change placed %v", got)
 	}
@@ -70,7 +70,7 @@ func TestQueueRetriesForAffinity(t *testing.T) {
 	if d := v.Take(beside); d.Host != "" || d.Refusal.String() != "2 hosts: 2 are where the group's affinity does not lead" {
 		t.Errorf("Take = %+v", d)
 	}
-	q.Wait(beside)
+	q.Wait(beside, false)
 	if got := retry(q); len(got) != 0 {
 		t.Errorf("Retry placed %v", got)
 	}
@@ -99,7 +99,7 @@ func TestNobodyIsOvertakenForEver(t *testing.T) {
 		}
 	}
 	small()
-	q.Wait(named("large", wanted(2000, gb)))
+	q.Wait(named("large", wanted(2000, gb)), false)
 	for turn := range 100 {
 		v.Release(running[0])
 		running = running[1:]
@@ -119,7 +119,7 @@ func TestLeavingGivesTheKeptHostUp(t *testing.T) {
 	q := NewQueue(v)
 	fleetOf(1, q, v)
 	v.Take(named("a", wanted(1000, gb)))
-	q.Wait(named("large", wanted(2000, gb)))
+	q.Wait(named("large", wanted(2000, gb)), false)
 	for i := range overtakes {
 		v.Take(named(fmt.Sprint("x", i), wanted(10, 0)))
 		v.Release(fmt.Sprint("x", i))
@@ -155,7 +155,7 @@ func TestQueueIsFair(t *testing.T) {
 				n++
 				g := drawGroup(t, fmt.Sprint("g", n))
 				if d := v.Take(g); d.Host == "" {
-					q.Wait(g)
+					q.Wait(g, false)
 					waiting[g.UID] = g
 				} else {
 					placed := *g

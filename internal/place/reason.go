@@ -187,14 +187,21 @@ func (a *ask) lacks(h *machine) Reason {
 
 // cannot is a reason that does not pass when groups go.
 func (a *ask) cannot(m int32) Reason {
+	switch h := a.v.machines[m].host; {
+	case h.State == host.Lost:
+		return Lost
+	case h.State != host.Ready:
+		return NotReady
+	case h.Cordoned:
+		return Cordoned
+	}
+	return a.mismatch(m)
+}
+
+// mismatch is a reason that lies in what a host is.
+func (a *ask) mismatch(m int32) Reason {
 	h, c, p := &a.v.machines[m], a.c, a.c.where
 	switch {
-	case h.host.State == host.Lost:
-		return Lost
-	case h.host.State != host.Ready:
-		return NotReady
-	case h.host.Cordoned:
-		return Cordoned
 	case len(p.Pools) > 0 && !slices.Contains(p.Pools, h.host.Pool):
 		return WrongPool
 	case !slices.Contains(h.host.Isolation, c.isolation):

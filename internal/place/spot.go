@@ -140,3 +140,38 @@ func (a *ask) afterwards(m int32, free group.Resources) bool {
 func (a *ask) size(r *record) float64 {
 	return max(float64(r.need.MilliCPU)*a.cpuWeight, float64(r.need.Memory)*a.memWeight, float64(r.need.GPUs)/group.MaxGPUs)
 }
+
+// Eviction is a regular group that waited, and the Spot groups that have to leave a host for it.
+type Eviction struct {
+	Group   *group.Group
+	Host    string
+	Victims []string
+}
+
+// Evict finds Spot groups that give way to waiting groups which have been tried and fit nowhere, for at most limit of
+// those. Such a group waits no longer: it holds its room on the host, which has less than nothing to give until the
+// others are gone, so that nobody comes in between. TakeOn makes the place real.
+func (q *Queue) Evict(limit int) (out []Eviction) {
+	for i := 0; q.pushing > 0 && i < len(q.waiting) && limit > 0; i++ {
+		w := q.waiting[i]
+		if w == nil || w.paused || !w.pushes {
+			continue
+		}
+		limit--
+		q.push(w, false)
+		a, restore := q.v.askFor(q.v.classOf(w.group), w.group)
+		a.hold = w.number
+		e := Eviction{Group: w.group}
+		e.Host, e.Victims = a.victims()
+		restore()
+		if len(e.Victims) == 0 {
+			continue
+		}
+		q.leave(w)
+		there := *w.group
+		there.Host = e.Host
+		q.v.Assign(&there)
+		out = append(out, e)
+	}
+	return out
+}

@@ -35,7 +35,7 @@ func (v *View) findFor(c *class, g *group.Group, hold int32, dry bool) int32 {
 	}
 	v.count(&v.records[i], -1)
 	a := v.prepare(c, g)
-	a.dry = dry
+	a.hold, a.dry = hold, dry
 	c.failed.at = 0 // what was refused before counted this group as its own neighbour
 	m := a.find()
 	c.failed.at = 0
@@ -75,6 +75,37 @@ func (v *View) askFor(c *class, g *group.Group) (a *ask, restore func()) {
 	}
 	return v.prepare(c, g), restore
 }
+
+// TakeOn has a group take room on one host: where it holds it already, if its place there is real. It is false, and the
+// group holds nothing, when the host does not take it.
+func (v *View) TakeOn(name string, g *group.Group) bool {
+	v.Release(g.UID)
+	c := v.classOf(g)
+	a := v.prepare(c, g)
+	m, ok := v.byName[name]
+	if !ok || !a.fits(m) {
+		return false
+	}
+	v.give(c, g, m)
+	return true
+}
+
+// Never says that no known host would take a group if it had nothing else and were in order.
+func (v *View) Never(g *group.Group) bool {
+	a := v.prepare(v.classOf(g), g)
+	for m := range v.machines {
+		if h := &v.machines[m]; h.known && a.need.Within(h.most) && a.mismatch(int32(m)) == Fits {
+			return false
+		}
+	}
+	return true
+}
+
+// Hosts is how many hosts are known.
+func (v *View) Hosts() int { return v.known }
+
+// Changes is a number that grows whenever anything changes.
+func (v *View) Changes() int64 { return v.changes }
 
 // Grow notes that a group, which holds room on its host, holds what it asks for now, when the host has what it asks for
 // more. On a host that has not described itself nothing can be said against it. A group that holds no room gets none.

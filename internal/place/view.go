@@ -70,7 +70,7 @@ type limits struct {
 
 // machine is a host, or the name of one that has not described itself and has groups all the same.
 type machine struct {
-	free    group.Resources // under its pool's policy; below zero when the host has shrunk
+	free    group.Resources // under its pool's policy; below zero when the host has shrunk, or a group waits there for Spot groups to go
 	section int32           // of an open machine
 	cell    cell
 	pos     int32 // in its bucket
@@ -82,6 +82,7 @@ type machine struct {
 	fresh   bool // among View.improved
 
 	most    group.Resources // capacity under the policy; what is not free of it is held by groups
+	spot    group.Resources // what Spot groups hold
 	records []int32
 	host    *host.Host // cold: searches look only at what is above
 }
@@ -316,6 +317,7 @@ func (v *View) assign(g *group.Group, c *class, m int32, need group.Resources) {
 	v.byUID[g.UID] = i
 	if c.spot {
 		v.spots.add(m+1, 1)
+		h.spot = h.spot.Add(need)
 	}
 	v.count(&v.records[i], 1)
 	h.free = h.free.Sub(need)
@@ -336,6 +338,7 @@ func (v *View) Release(uid string) {
 	c.records = v.cut(c.records, r.inClass, func(r *record, at int32) { r.inClass = at })
 	if c.spot {
 		v.spots.add(m+1, -1)
+		h.spot = h.spot.Sub(r.need)
 	}
 	delete(v.byUID, uid)
 	*r = record{}

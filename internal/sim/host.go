@@ -62,6 +62,8 @@ type Host struct {
 	images map[string]host.Image
 	wg     sync.WaitGroup
 	serial int
+
+	stopTime time.Duration // that groups take to stop
 }
 
 var _ host.Link = (*Host)(nil)
@@ -85,6 +87,13 @@ func (h *Host) Change(edit func(*host.Host)) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	edit(&h.desc)
+}
+
+// Slow has groups take some time to stop.
+func (h *Host) Slow(stop time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.stopTime = stop
 }
 
 // Describe implements host.Link.

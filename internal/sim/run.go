@@ -47,11 +47,21 @@ func (r *run) loop() {
 		case g.Desired == group.Delete:
 			r.stopAll()
 			r.host.mu.Lock()
-			delete(r.host.groups, g.UID)
+			again := r.want != g
+			if !again {
+				delete(r.host.groups, g.UID)
+			}
 			r.host.mu.Unlock()
+			if again {
+				continue
+			}
 			r.say(g, group.Stopped, true)
 			return
 		case g.Desired == group.Stop:
+			r.host.mu.Lock()
+			takes := r.host.stopTime
+			r.host.mu.Unlock()
+			time.Sleep(takes)
 			r.stopAll()
 			r.say(g, group.Stopped, false)
 		case r.epoch != g.Epoch:

@@ -75,11 +75,12 @@ func (n *Node) ownUse() use {
 	var out use
 	for _, obj := range n.pods.informer.GetStore().List() {
 		pod := obj.(*corev1.Pod)
-		if g, gone := n.mirror.get(string(pod.UID)); g == nil || gone {
+		g, gone := n.mirror.get(string(pod.UID))
+		if g == nil || gone {
 			continue
 		}
 		out.groups++
-		if finished(pod) {
+		if finished(pod) || waits(g) { // the quota's use counts what has room
 			continue
 		}
 		for i := range pod.Spec.Containers {

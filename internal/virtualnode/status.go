@@ -50,6 +50,9 @@ func statusOf(pod *corev1.Pod, g *client.Group, f *facts, now metav1.Time) *core
 		s.Reason, s.Message = reasonAndMessage(view.Reason)
 	}
 	setConditions(pod, s, reached{initialized, view.Address != ""}, now)
+	if waits(g) {
+		roomless(pod, s, view.Reason, now)
+	}
 	return s
 }
 

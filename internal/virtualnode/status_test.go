@@ -29,7 +29,7 @@ func groupOf(t *testing.T, state, address string, views map[string]string) *clie
 		}
 		return list
 	}
-	body, err := json.Marshal(map[string]any{"name": "front-1", "properties": map[string]any{"uid": "abc", "desired": "Run",
+	body, err := json.Marshal(map[string]any{"name": "front-1", "properties": map[string]any{"uid": "abc", "desired": "Run", "host": "h1",
 		"instanceView":   map[string]any{"state": state, "address": address, "events": []any{}},
 		"initContainers": part("first", "side"), "containers": part("main", "other"), "ephemeralContainers": part("look")}})
 	if err != nil {

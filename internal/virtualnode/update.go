@@ -22,10 +22,17 @@ func (p *pods) follow(ctx context.Context, pod *corev1.Pod, s *podState, group *
 		p.n.recorder.Event(pod, corev1.EventTypeNormal, "DeadlineExceeded", status.Message)
 		return 0, p.write(ctx, pod, s, status)
 	}
+	room, over, err := p.awaitRoom(ctx, pod, s, group)
+	if over || err != nil {
+		return 0, err
+	}
 	if err := p.write(ctx, pod, s, statusOf(pod, group, p.n.facts(), metav1.Now())); err != nil {
 		return 0, err
 	}
 	again, err := p.update(ctx, pod, s, group)
+	if room > 0 && (again == 0 || room < again) {
+		again = room
+	}
 	if left, set := deadline(pod, time.Now()); set && (again == 0 || left < again) {
 		again = left
 	}
