@@ -250,6 +250,7 @@ func (w *worker) startFailed(ctx context.Context, name string, err error) bool {
 			code = e.ExitCode
 		}
 	}
+	w.log.Warn("container not started", "container", name, "exitCode", code, "error", err)
 	w.m.Ended(name, converge.End{At: time.Now().UTC(), Code: &code, Failure: err.Error()}, w.g.Spec.RestartPolicy)
 	return true
 }
