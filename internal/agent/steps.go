@@ -206,6 +206,7 @@ func (w *worker) start(ctx context.Context, name string) bool {
 	if err == nil {
 		err = w.allowed()
 	}
+	held := w.a.keeper.Load()
 	var run *runtime.Run
 	if err == nil {
 		run, err = w.makeRun(label, spec, img)
@@ -221,6 +222,9 @@ func (w *worker) start(ctx context.Context, name string) bool {
 	var started keeper.Container
 	if err == nil {
 		started, err = rt.Start(ctx, run)
+	}
+	if err != nil && !w.keeperLives(ctx, held) {
+		err = errors.Join(err, keeper.ErrGone)
 	}
 	if err != nil {
 		return w.startFailed(ctx, name, err)
@@ -253,6 +257,13 @@ func (w *worker) startFailed(ctx context.Context, name string, err error) bool {
 	w.log.Warn("container not started", "container", name, "exitCode", code, "error", err)
 	w.m.Ended(name, converge.End{At: time.Now().UTC(), Code: &code, Failure: err.Error()}, w.g.Spec.RestartPolicy)
 	return true
+}
+
+// keeperLives says whether a keeper that was there when a start began still is. One that dies in between takes away what
+// the start stands on, its descriptors of the slot's namespaces say, and the failure looks like the container's.
+func (w *worker) keeperLives(ctx context.Context, k *keeper.Client) bool {
+	_, err := k.Version(ctx)
+	return !errors.Is(err, keeper.ErrGone)
 }
 
 // keeperPause is how long a step waits for a keeper that is being replaced.
