@@ -43,6 +43,8 @@ type Config struct {
 	Runtime string
 	// GVisor is the path of runsc, "" when it is not installed.
 	GVisor string
+	// Leased: the host is of a fleet, and its groups are its own only while a server says so.
+	Leased bool
 	// PoolSize is how many slots are parked in advance; 0 = DefaultPoolSize.
 	PoolSize int
 
@@ -71,6 +73,7 @@ type Agent struct {
 	reclaim  *reclaimer
 	networks *networks
 	routes   *routes
+	leases   *leases
 	runtimes map[group.Isolation]runtime.Runtime
 	keeper   atomic.Pointer[keeper.Client]
 	resolv   string // shared resolv.conf
@@ -85,6 +88,7 @@ type Agent struct {
 	workers  map[string]*worker
 	statuses map[string]group.Status
 	members  map[string]network.Membership // by slot
+	fenced   map[string]string             // slots of fenced groups that were started, by uid
 	retained bool                          // the control plane has named all groups
 	found    inventory                     // what the keeper had when we connected, until workers take it over
 	ctx      context.Context
@@ -95,7 +99,7 @@ var _ host.Link = (*Agent)(nil)
 // Open prepares the host: directories, cgroups, the keeper. Groups are adopted when they are assigned.
 func Open(ctx context.Context, cfg Config) (*Agent, error) {
 	a := &Agent{cfg: cfg, workers: map[string]*worker{}, statuses: map[string]group.Status{},
-		members: map[string]network.Membership{}, ctx: ctx}
+		members: map[string]network.Membership{}, fenced: map[string]string{}, leases: newLeases(), ctx: ctx}
 	if cfg.PoolSize == 0 {
 		a.cfg.PoolSize = DefaultPoolSize
 	}
@@ -159,6 +163,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { a.reclaim.run(ctx); return nil })
 	g.Go(func() error { a.watchDisk(ctx); return nil })
 	g.Go(func() error { a.routes.run(ctx); return nil })
+	g.Go(func() error { a.passLeases(ctx); return nil })
+	g.Go(func() error { a.watchLease(ctx); return nil })
 	err := g.Wait()
 	a.wg.Wait()
 	if k := a.keeper.Load(); k != nil {
@@ -223,6 +229,7 @@ func (a *Agent) forgetWorker(uid string) {
 	a.mu.Lock()
 	delete(a.workers, uid)
 	delete(a.statuses, uid)
+	delete(a.fenced, uid)
 	a.mu.Unlock()
 	_ = os.Remove(a.path("groups", uid+".json"))
 }

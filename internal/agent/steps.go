@@ -195,6 +195,10 @@ func (w *worker) start(ctx context.Context, name string) bool {
 	defer w.a.pool.starting.Add(-1)
 	c, spec := w.m.Container(name), w.spec(name)
 	label := runLabel{UID: w.m.UID, Epoch: w.m.Epoch, Name: name, Attempt: c.Attempt}
+	lease, ok := w.leaseFor(name)
+	if !ok {
+		return false
+	}
 	img, ok := w.a.cfg.Images.Lookup(spec.Image, w.g.Ref.Subscription)
 	if !ok {
 		// Collected or removed since it was found: back to the pull.
@@ -210,6 +214,9 @@ func (w *worker) start(ctx context.Context, name string) bool {
 	var run *runtime.Run
 	if err == nil {
 		run, err = w.makeRun(label, spec, img)
+	}
+	if err == nil {
+		run.Lease = lease
 	}
 	var oomBefore int64
 	if err == nil && (c.Attempt > 1 || run.Guest != nil) {
@@ -248,6 +255,10 @@ func (w *worker) startFailed(ctx context.Context, name string, err error) bool {
 		if e.NotFound {
 			// The slot is gone: another one is claimed.
 			w.m.Slot, w.m.Container(name).Phase = nil, converge.Idle
+			return false
+		}
+		if e.LeaseLost {
+			w.leaseLost(name)
 			return false
 		}
 		if e.ExitCode != 0 {

@@ -159,6 +159,7 @@ type site struct {
 	programs    nodeless.Programs
 	allow       group.Allowance
 	hostName    string // "": the machine's
+	leased      bool   // the host is of a fleet whose servers are elsewhere
 }
 
 // run builds everything, in order, and closes it in reverse.
