@@ -46,8 +46,8 @@ type Config struct {
 	// DefaultServices. Reserved are the groups' own ranges, where no service address may be.
 	Services netip.Prefix
 	Reserved []netip.Prefix
-	// LostAfter is how long a host that has joined may be silent before its groups are started elsewhere; 0:
-	// DefaultLostAfter.
+	// LostAfter is how long a host that has joined may be silent before its groups are started elsewhere, and the length
+	// of the leases under which its fenced groups run; 0: DefaultLostAfter.
 	LostAfter time.Duration
 	Log       *slog.Logger
 	Now       func() time.Time // nil: time.Now

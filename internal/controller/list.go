@@ -74,7 +74,7 @@ func (c *Controller) Usage(subscription string) Usage {
 }
 
 // Drain cordons a host and moves its running groups to others: they run afresh there. Errors: not-found; conflict,
-// when some groups fit nowhere else and so stayed.
+// when some groups stayed: they fit nowhere else, or are fenced, and would run twice for a moment.
 func (c *Controller) Drain(ctx context.Context, name string) (host.Host, error) {
 	h, err := c.Cordon(ctx, name, true)
 	if err != nil {
@@ -104,7 +104,7 @@ func (c *Controller) Drain(ctx context.Context, name string) (host.Host, error) 
 		c.placing.Unlock()
 	}
 	if stuck != nil {
-		return h, fault.New(fault.Conflict, "HostNotDrained", "The host '%s' is cordoned, but %d of its groups fit on no other host and stay: %s. Add a host, or stop them.", name, len(stuck), first(stuck, 10))
+		return h, fault.New(fault.Conflict, "HostNotDrained", "The host '%s' is cordoned, but %d of its groups stay, as they are fenced or fit on no other host: %s. Stop them, or add a host.", name, len(stuck), first(stuck, 10))
 	}
 	return h, nil
 }

@@ -27,6 +27,9 @@ func (c *Controller) reserve(ctx context.Context, g *group.Group) error {
 	}
 	c.look()
 	if g.Host == "" {
+		if err := c.mayLeave(c.idx.byUID[g.UID]); err != nil {
+			return err
+		}
 		d := c.idx.fleet.Take(g)
 		if d.Host == "" {
 			return noRoom(g, d.Refusal)
