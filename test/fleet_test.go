@@ -33,12 +33,20 @@ type fleetHost struct {
 	*testing.T
 	name, dir string
 	bin       binaries
+	args      []string // beside those of every host
 	cmd       *exec.Cmd
 	log       *os.File
 }
 
 // joinHost starts a host that joins with a token; at the test's end it is purged and the machine looked over.
 func joinHost(t *testing.T, bin binaries, server, token, name string) *fleetHost {
+	t.Helper()
+	h := newHost(t, bin, name)
+	h.start("--server", server, "--token", token, "--name", name)
+	return h
+}
+
+func newHost(t *testing.T, bin binaries, name string) *fleetHost {
 	t.Helper()
 	dir, err := os.MkdirTemp(work, "host-")
 	if err != nil {
@@ -50,14 +58,13 @@ func joinHost(t *testing.T, bin binaries, server, token, name string) *fleetHost
 	}
 	h := &fleetHost{T: t, name: name, dir: dir, bin: bin, log: log}
 	t.Cleanup(h.destroy)
-	h.start("--server", server, "--token", token, "--name", name)
 	return h
 }
 
 // start starts the process and waits for its ready line.
 func (h *fleetHost) start(args ...string) {
 	h.Helper()
-	h.cmd = exec.Command(h.bin.spillway, append([]string{"agent", "--data-dir", h.dir, "--pool", "2"}, args...)...)
+	h.cmd = exec.Command(h.bin.spillway, append([]string{"agent", "--data-dir", h.dir, "--pool", "2"}, append(h.args, args...)...)...)
 	h.cmd.Env = append(os.Environ(), "SPILLWAY_KEEPER="+h.bin.keeper)
 	h.cmd.Stderr = h.log
 	stdout, err := h.cmd.StdoutPipe()
@@ -180,7 +187,7 @@ func TestFleet(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "the end of what was started elsewhere", func() bool {
+	ended := func() bool {
 		records, _ := (&process{id: id}).records()
 		for _, r := range records {
 			if !r.Exited {
@@ -188,7 +195,12 @@ func TestFleet(t *testing.T) {
 			}
 		}
 		return true
-	})
+	}
+	waitFor(t, "the end of what was started elsewhere", ended)
+	time.Sleep(2 * beat)
+	if !ended() {
+		t.Error("a host that has come back has started again what was started elsewhere")
+	}
 	for _, n := range []string{always, once} {
 		p.remove(n)
 	}

@@ -74,6 +74,11 @@ func (w *worker) abandon() {
 		gone := *w.g
 		gone.Desired = group.Delete
 		w.g = &gone
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.next == nil || w.next.Generation <= gone.Generation {
+			w.next = &gone // else the last assignment would bring it back
+		}
 	})
 }
 
