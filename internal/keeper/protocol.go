@@ -3,7 +3,7 @@
 // It parks sandboxes, starts containers in them, waits with pidfds, holds the containers' standard streams, writes
 // their rotated logs and reports exits to whoever is connected. Runtimes with a kernel of their own get a guest per
 // slot from it when several containers share one (guest.go). It decides nothing: what to run, when to stop and what
-// to restart is the agent's business. It must stay small (no libraries but x/sys), because everything dies hard
+// to restart is the agent's business. Only what is fenced it ends by itself, with the host's lease (fence.go). It must stay small (no libraries but x/sys), because everything dies hard
 // without it. Start at Serve for the process, at Client for its user.
 package keeper
 
