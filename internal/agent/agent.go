@@ -204,7 +204,9 @@ func (a *Agent) Retain(uids map[string]bool) {
 	for _, w := range drop {
 		w.abandon()
 	}
-	a.sweep(uids)
+	for a.sweep(uids) != nil && a.ctx.Err() == nil {
+		sleep(a.ctx, keeperPause) // a new keeper is on its way
+	}
 }
 
 // Status implements host.Link.
@@ -329,10 +331,10 @@ func (a *Agent) keepKeeper(ctx context.Context) error {
 			w.post(w.adopt)
 		}
 		// What was being made or taken apart when the keeper died belongs to nobody now.
-		if retained {
-			a.sweep(uids)
-		} else {
+		if !retained {
 			a.pool.resume()
+		} else if err := a.sweep(uids); err != nil {
+			a.cfg.Log.Warn("sweep after the keeper's death", "error", err) // it has died again: replace it, and sweep anew
 		}
 	}
 }
