@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -22,6 +23,7 @@ import (
 	"spillway.dev/spillway/internal/client"
 	"spillway.dev/spillway/internal/fault"
 	"spillway.dev/spillway/internal/host"
+	"spillway.dev/spillway/internal/keeper"
 	store "spillway.dev/spillway/internal/store/etcd"
 )
 
@@ -187,20 +189,9 @@ func TestFleet(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ended := func() bool {
-		records, _ := (&process{id: id}).records()
-		for _, r := range records {
-			if !r.Exited {
-				return false
-			}
-		}
-		return true
-	}
-	waitFor(t, "the end of what was started elsewhere", ended)
+	nothingRuns(t, id)
 	time.Sleep(2 * beat)
-	if !ended() {
-		t.Error("a host that has come back has started again what was started elsewhere")
-	}
+	nothingRuns(t, id) // it has not started again what was started elsewhere
 	for _, n := range []string{always, once} {
 		p.remove(n)
 	}
@@ -210,6 +201,15 @@ func TestFleet(t *testing.T) {
 	if _, err := p.client.Host(t.Context(), "second"); fault.KindOf(err) != fault.NotFound {
 		t.Errorf("a removed host: %v, want not found", err)
 	}
+}
+
+// nothingRuns waits until all containers of an instance have ended.
+func nothingRuns(t *testing.T, id string) {
+	t.Helper()
+	waitFor(t, "the end of all containers of "+id, func() bool {
+		records, _ := (&process{id: id}).records()
+		return !slices.ContainsFunc(records, func(r keeper.Container) bool { return !r.Exited })
+	})
 }
 
 // startEtcd runs an etcd of this test, and gives its endpoint.
