@@ -159,7 +159,7 @@ func (a *Agent) makeRuntimes() {
 func (a *Agent) Run(ctx context.Context) error {
 	var g errgroup.Group
 	g.Go(func() error { a.pool.run(ctx); return nil })
-	g.Go(func() error { return a.keepKeeper(ctx) })
+	g.Go(func() error { a.keepKeeper(ctx); return nil })
 	g.Go(func() error { a.reclaim.run(ctx); return nil })
 	g.Go(func() error { a.watchDisk(ctx); return nil })
 	g.Go(func() error { a.routes.run(ctx); return nil })
@@ -259,10 +259,11 @@ func (a *Agent) onExit(c keeper.Container) {
 func (a *Agent) connect(ctx context.Context) error {
 	k, err := keeper.Dial(a.cfg.RunDir, a.onExit)
 	if err != nil {
-		if err := a.startKeeper(); err != nil {
+		ended, err := a.startKeeper()
+		if err != nil {
 			return fmt.Errorf("start keeper: %w", err)
 		}
-		if k, err = a.dialNew(ctx); err != nil {
+		if k, err = a.dialNew(ctx, ended); err != nil {
 			return err
 		}
 	}
@@ -282,7 +283,8 @@ func (a *Agent) connect(ctx context.Context) error {
 
 const keeperPatience = 5 * time.Second
 
-func (a *Agent) dialNew(ctx context.Context) (*keeper.Client, error) {
+// dialNew dials a keeper that is about to be there, unless it has ended.
+func (a *Agent) dialNew(ctx context.Context, ended <-chan struct{}) (*keeper.Client, error) {
 	deadline := time.Now().Add(keeperPatience)
 	for {
 		k, err := keeper.Dial(a.cfg.RunDir, a.onExit)
@@ -295,29 +297,33 @@ func (a *Agent) dialNew(ctx context.Context) (*keeper.Client, error) {
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
+		case <-ended:
+			return nil, fmt.Errorf("the new keeper has ended, see %s: %w", a.keeperLog(), err)
 		case <-time.After(time.Millisecond):
 		}
 	}
 }
 
-// keepKeeper replaces a keeper that dies and tells every worker what the new one found.
-func (a *Agent) keepKeeper(ctx context.Context) error {
+// keepKeeper replaces a keeper that dies and tells every worker what the new one found. It tries until it has one:
+// without it nothing can be started or stopped.
+func (a *Agent) keepKeeper(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-a.keeper.Load().Gone():
 		}
 		if ctx.Err() != nil {
-			return nil
+			return
 		}
 		a.cfg.Log.Warn("keeper is gone, starting a new one")
 		a.pool.drop()
 		if err := a.connect(ctx); err != nil {
-			if ctx.Err() != nil {
-				return nil
+			if ctx.Err() == nil {
+				a.cfg.Log.Error("replace keeper", "error", err)
 			}
-			return fmt.Errorf("replace keeper: %w", err)
+			sleep(ctx, keeperPause)
+			continue
 		}
 		a.mu.Lock()
 		retained, uids := a.retained, make(map[string]bool, len(a.workers))

@@ -329,7 +329,10 @@ func (w *worker) signal(ctx context.Context, name string, number int) bool {
 	}
 	if err != nil {
 		w.log.Error("signal container", "container", name, "signal", number, "error", err)
-		w.m.Container(name).Killed = false // tried again at the next look
+		c, again := w.m.Container(name), time.Now().Add(keeperPause)
+		if c.Killed = false; c.KillAt.Before(again) {
+			c.KillAt = again // not in a loop: the keeper may be gone
+		}
 		return false
 	}
 	return true
