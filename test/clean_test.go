@@ -1,6 +1,7 @@
 package test
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -164,11 +165,22 @@ func findProcess(match func(argv []string) bool) int {
 		if err != nil || len(body) == 0 {
 			continue
 		}
-		if match(strings.Split(strings.TrimRight(string(body), "\x00"), "\x00")) {
+		if match(strings.Split(strings.TrimRight(string(body), "\x00"), "\x00")) && !unborn(pid, body) {
 			return pid
 		}
 	}
 	return 0
+}
+
+// unborn says whether a process is about to become another one: until then it passes for its parent.
+func unborn(pid int, cmdline []byte) bool {
+	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	if len(fields) < 2 {
+		return true // it has ended
+	}
+	parent, _ := os.ReadFile("/proc/" + fields[1] + "/cmdline")
+	return bytes.Equal(parent, cmdline)
 }
 
 func processIDs() []int {

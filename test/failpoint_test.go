@@ -130,9 +130,12 @@ func (a *armed) at(point string) string {
 	return a.agentAt
 }
 
-func (a *armed) arm(point string) {
+func (a *armed) arm(point string) { a.armFor(point, 10*time.Minute) }
+
+// armFor lets who comes to a point stop there for a while.
+func (a *armed) armFor(point string, pause time.Duration) {
 	a.Helper()
-	q, err := http.NewRequest(http.MethodPut, "http://"+a.at(point)+"/"+point, strings.NewReader("sleep(600000)"))
+	q, err := http.NewRequest(http.MethodPut, "http://"+a.at(point)+"/"+point, strings.NewReader(fmt.Sprintf("sleep(%d)", pause.Milliseconds())))
 	if err != nil {
 		a.Fatal(err)
 	}

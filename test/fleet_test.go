@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -24,6 +25,7 @@ import (
 	"spillway.dev/spillway/internal/client"
 	"spillway.dev/spillway/internal/fault"
 	"spillway.dev/spillway/internal/host"
+	"spillway.dev/spillway/internal/keeper"
 	store "spillway.dev/spillway/internal/store/etcd"
 )
 
@@ -36,6 +38,7 @@ type fleetHost struct {
 	name, dir string
 	on        *machine
 	bin       binaries
+	args      []string // beside those of every host
 	cmd       *exec.Cmd
 	log       *os.File
 	down      bool // killed, and to be started again
@@ -87,7 +90,7 @@ func (h *fleetHost) limitDisk(size int) {
 // start starts the process and waits for its ready line.
 func (h *fleetHost) start(args ...string) {
 	h.Helper()
-	h.cmd = h.on.command(h.bin.spillway, append([]string{"agent", "--data-dir", h.dir, "--pool", "2"}, args...)...)
+	h.cmd = h.on.command(h.bin.spillway, append([]string{"agent", "--data-dir", h.dir, "--pool", "2"}, append(h.args, args...)...)...)
 	h.cmd.Env = append(os.Environ(), "SPILLWAY_KEEPER="+h.bin.keeper)
 	h.cmd.Stderr = h.log
 	stdout, err := h.cmd.StdoutPipe()
@@ -212,15 +215,9 @@ func TestFleet(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "the end of what was started elsewhere", func() bool {
-		records, _ := (&process{id: id}).records()
-		for _, r := range records {
-			if !r.Exited {
-				return false
-			}
-		}
-		return true
-	})
+	nothingRuns(t, id)
+	time.Sleep(2 * beat)
+	nothingRuns(t, id) // it has not started again what was started elsewhere
 	for _, n := range []string{always, once} {
 		p.remove(n)
 	}
@@ -230,6 +227,15 @@ func TestFleet(t *testing.T) {
 	if _, err := p.client.Host(t.Context(), "second"); fault.KindOf(err) != fault.NotFound {
 		t.Errorf("a removed host: %v, want not found", err)
 	}
+}
+
+// nothingRuns waits until all containers of an instance have ended.
+func nothingRuns(t *testing.T, id string) {
+	t.Helper()
+	waitFor(t, "the end of all containers of "+id, func() bool {
+		records, _ := (&process{id: id}).records()
+		return !slices.ContainsFunc(records, func(r keeper.Container) bool { return !r.Exited })
+	})
 }
 
 // etcdRole as an environment variable makes this program an etcd: where it listens.

@@ -3,7 +3,9 @@ package test
 import (
 	"context"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"spillway.dev/spillway/internal/client"
 	"spillway.dev/spillway/internal/fault"
@@ -222,6 +224,28 @@ func TestKillsOfTheKeeperDuringDelete(t *testing.T) {
 		s.once0(point, n)
 		s.drop(point, n)
 	}
+}
+
+// TestKeeperDiesTwice kills the keeper that has just replaced one, while the agent waits to look the machine over.
+func TestKeeperDiesTwice(t *testing.T) {
+	t.Parallel()
+	s := newSweep(t)
+	n, point := name("twice"), "startBeforeKeeper" // whoever looks the machine over waits for starts
+	s.armFor(point, 3*time.Second)
+	s.put(n, s.body(n, sleeper))
+	if !s.reached(point) {
+		t.Fatalf("nobody came to %s", point)
+	}
+	for range 2 {
+		old := s.keeperPid()
+		if err := syscall.Kill(old, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		waitFor(t, "the next keeper", func() bool { now := s.keeperPid(); return now != 0 && now != old })
+	}
+	s.armFor(point, 0)
+	s.once("both kills", n)
+	s.drop("both kills", n)
 }
 
 func TestKillsWhenContainersEnd(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -173,8 +174,9 @@ func (a *Agent) removeRun(ctx context.Context, k keeper.Container) error {
 }
 
 // sweep removes what belongs to no group: runs, slots, links, volumes, files. It runs when the control plane has said
-// which groups there are, and when a keeper has been replaced.
-func (a *Agent) sweep(uids map[string]bool) {
+// which groups there are, and when a keeper has been replaced. It fails when the keeper dies meanwhile: the next one holds
+// other things.
+func (a *Agent) sweep(uids map[string]bool) error {
 	ctx := context.WithoutCancel(a.ctx)
 	a.mu.Lock()
 	inv := a.found
@@ -212,20 +214,21 @@ func (a *Agent) sweep(uids map[string]bool) {
 		a.pool.adoptSpare(ctx, s)
 	}
 	err := a.sweepHost(ctx, uids)
-	for errors.Is(err, keeper.ErrGone) && a.ctx.Err() == nil {
-		sleep(a.ctx, keeperPause) // a new one is on its way
-		err = a.sweepHost(ctx, uids)
+	if errors.Is(err, keeper.ErrGone) {
+		return err
 	}
 	if err != nil {
 		a.cfg.Log.Error("sweep", "error", err)
 	}
 	a.pool.resume()
+	return nil
 }
 
 // sweepHost compares what is on the machine with what the groups hold.
 func (a *Agent) sweepHost(ctx context.Context, uids map[string]bool) error {
 	a.sweeping.Lock()
 	defer a.sweeping.Unlock()
+	uids = a.withWorkers(uids) // those that have come while this waited
 	keep, slots, runs, err := a.holdings(ctx)
 	if err != nil {
 		// What is held is not known: nothing may count as left over.
@@ -265,6 +268,17 @@ func (a *Agent) sweepHost(ctx context.Context, uids map[string]bool) error {
 		}
 	}
 	return errors.Join(all...)
+}
+
+// withWorkers adds the groups that have a worker: what they hold they remove themselves.
+func (a *Agent) withWorkers(uids map[string]bool) map[string]bool {
+	all := maps.Clone(uids)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for uid := range a.workers {
+		all[uid] = true
+	}
+	return all
 }
 
 // holdings are the slots that groups and pool hold now, and the keeper's runs.

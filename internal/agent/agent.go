@@ -44,6 +44,8 @@ type Config struct {
 	Runtime string
 	// GVisor is the path of runsc, "" when it is not installed.
 	GVisor string
+	// Leased: the host is of a fleet, and its groups are its own only while a server says so.
+	Leased bool
 	// PoolSize is how many slots are parked in advance; 0 = DefaultPoolSize.
 	PoolSize int
 
@@ -81,6 +83,7 @@ type Agent struct {
 	networks *networks
 	routes   *routes
 	span     *span
+	leases   *leases
 	runtimes map[group.Isolation]runtime.Runtime
 	keeper   atomic.Pointer[keeper.Client]
 	resolv   string // shared resolv.conf
@@ -98,6 +101,7 @@ type Agent struct {
 	workers  map[string]*worker
 	statuses map[string]group.Status
 	members  map[string]network.Membership // by slot
+	fenced   map[string]string             // slots of fenced groups that were started, by uid
 	retained bool                          // the control plane has named all groups
 	found    inventory                     // what the keeper had when we connected, until workers take it over
 	ctx      context.Context
@@ -108,7 +112,7 @@ var _ host.Link = (*Agent)(nil)
 // Open prepares the host: directories, cgroups, the keeper. Groups are adopted when they are assigned.
 func Open(ctx context.Context, cfg Config) (*Agent, error) {
 	a := &Agent{cfg: cfg, workers: map[string]*worker{}, statuses: map[string]group.Status{},
-		members: map[string]network.Membership{}, named: map[string]bool{}, ctx: ctx}
+		members: map[string]network.Membership{}, named: map[string]bool{}, fenced: map[string]string{}, leases: newLeases(), ctx: ctx}
 	if cfg.PoolSize == 0 {
 		a.cfg.PoolSize = DefaultPoolSize
 	}
@@ -170,11 +174,13 @@ func (a *Agent) makeRuntimes() {
 func (a *Agent) Run(ctx context.Context) error {
 	var g errgroup.Group
 	g.Go(func() error { a.pool.run(ctx); return nil })
-	g.Go(func() error { return a.keepKeeper(ctx) })
+	g.Go(func() error { a.keepKeeper(ctx); return nil })
 	g.Go(func() error { a.reclaim.run(ctx); return nil })
 	g.Go(func() error { a.watchDisk(ctx); return nil })
 	g.Go(func() error { a.routes.run(ctx); return nil })
 	g.Go(func() error { a.span.run(ctx); return nil })
+	g.Go(func() error { a.passLeases(ctx); return nil })
+	g.Go(func() error { a.watchLease(ctx); return nil })
 	err := g.Wait()
 	a.wg.Wait()
 	if k := a.keeper.Load(); k != nil {
@@ -214,7 +220,9 @@ func (a *Agent) Retain(uids map[string]bool) {
 	for _, w := range drop {
 		w.abandon()
 	}
-	a.sweep(uids)
+	for a.sweep(uids) != nil && a.ctx.Err() == nil {
+		sleep(a.ctx, keeperPause) // a new keeper is on its way
+	}
 }
 
 // Status implements host.Link.
@@ -241,6 +249,7 @@ func (a *Agent) forgetWorker(w *worker) {
 	uid := w.m.UID
 	delete(a.workers, uid)
 	delete(a.statuses, uid)
+	delete(a.fenced, uid)
 	a.span.nudge()
 	_ = os.Remove(a.path("groups", uid+".json"))
 	w.mu.Lock()
@@ -276,10 +285,11 @@ func (a *Agent) onExit(c keeper.Container) {
 func (a *Agent) connect(ctx context.Context) error {
 	k, err := keeper.Dial(a.cfg.RunDir, a.onExit)
 	if err != nil {
-		if err := a.startKeeper(); err != nil {
+		ended, err := a.startKeeper()
+		if err != nil {
 			return fmt.Errorf("start keeper: %w", err)
 		}
-		if k, err = a.dialNew(ctx); err != nil {
+		if k, err = a.dialNew(ctx, ended); err != nil {
 			return err
 		}
 	}
@@ -299,7 +309,8 @@ func (a *Agent) connect(ctx context.Context) error {
 
 const keeperPatience = 5 * time.Second
 
-func (a *Agent) dialNew(ctx context.Context) (*keeper.Client, error) {
+// dialNew dials a keeper that is about to be there, unless it has ended.
+func (a *Agent) dialNew(ctx context.Context, ended <-chan struct{}) (*keeper.Client, error) {
 	deadline := time.Now().Add(keeperPatience)
 	for {
 		k, err := keeper.Dial(a.cfg.RunDir, a.onExit)
@@ -312,29 +323,33 @@ func (a *Agent) dialNew(ctx context.Context) (*keeper.Client, error) {
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
+		case <-ended:
+			return nil, fmt.Errorf("the new keeper has ended, see %s: %w", a.keeperLog(), err)
 		case <-time.After(time.Millisecond):
 		}
 	}
 }
 
-// keepKeeper replaces a keeper that dies and tells every worker what the new one found.
-func (a *Agent) keepKeeper(ctx context.Context) error {
+// keepKeeper replaces a keeper that dies and tells every worker what the new one found. It tries until it has one:
+// without it nothing can be started or stopped.
+func (a *Agent) keepKeeper(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-a.keeper.Load().Gone():
 		}
 		if ctx.Err() != nil {
-			return nil
+			return
 		}
 		a.cfg.Log.Warn("keeper is gone, starting a new one")
 		a.pool.drop()
 		if err := a.connect(ctx); err != nil {
-			if ctx.Err() != nil {
-				return nil
+			if ctx.Err() == nil {
+				a.cfg.Log.Error("replace keeper", "error", err)
 			}
-			return fmt.Errorf("replace keeper: %w", err)
+			sleep(ctx, keeperPause)
+			continue
 		}
 		a.mu.Lock()
 		retained, uids := a.retained, make(map[string]bool, len(a.workers))
@@ -348,10 +363,10 @@ func (a *Agent) keepKeeper(ctx context.Context) error {
 			w.post(w.adopt)
 		}
 		// What was being made or taken apart when the keeper died belongs to nobody now.
-		if retained {
-			a.sweep(uids)
-		} else {
+		if !retained {
 			a.pool.resume()
+		} else if err := a.sweep(uids); err != nil {
+			a.cfg.Log.Warn("sweep after the keeper's death", "error", err) // it has died again: replace it, and sweep anew
 		}
 	}
 }

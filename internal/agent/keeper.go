@@ -21,21 +21,21 @@ import (
 
 func (a *Agent) keeperLog() string { return filepath.Join(a.cfg.DataDir, "keeper.log") }
 
-// startKeeper starts the keeper as a process of its own, in no way tied to this one.
-func (a *Agent) startKeeper() error {
+// startKeeper starts the keeper as a process of its own, in no way tied to this one. ended is closed with it.
+func (a *Agent) startKeeper() (ended <-chan struct{}, err error) {
 	program, err := runtime.KeeperProgram(a.cfg.Getenv)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer program.Close()
 	logFile, err := os.OpenFile(a.keeperLog(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer logFile.Close()
 	null, err := os.Open(os.DevNull)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer null.Close()
 	process, err := os.StartProcess("/proc/self/fd/"+strconv.Itoa(int(program.Fd())), []string{"spillway-keeper", a.cfg.RunDir}, &os.ProcAttr{
@@ -46,11 +46,12 @@ func (a *Agent) startKeeper() error {
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	// It is waited for, so that a keeper that ends while we live leaves no zombie.
-	go func() { _, _ = process.Wait() }()
-	return nil
+	done := make(chan struct{})
+	go func() { _, _ = process.Wait(); close(done) }()
+	return done, nil
 }
 
 // upgradeKeeper makes a running keeper execute our own program when it is another one's, so that what we say and what
@@ -74,7 +75,7 @@ func (a *Agent) upgradeKeeper(ctx context.Context, k *keeper.Client) (*keeper.Cl
 		return k, fmt.Errorf("upgrade keeper: %w", err)
 	}
 	k.Close()
-	return a.dialNew(ctx)
+	return a.dialNew(ctx, nil)
 }
 
 // runLabel is what the keeper keeps with each run of a container.

@@ -199,6 +199,10 @@ func (w *worker) start(ctx context.Context, name string) bool {
 	defer w.a.pool.starting.Add(-1)
 	c, spec := w.m.Container(name), w.spec(name)
 	label := runLabel{UID: w.m.UID, Epoch: w.m.Epoch, Name: name, Attempt: c.Attempt}
+	lease, ok := w.leaseFor(name)
+	if !ok {
+		return false
+	}
 	img, ok := w.a.cfg.Images.Lookup(spec.Image, w.g.Ref.Subscription)
 	if !ok {
 		// Collected or removed since it was found: back to the pull.
@@ -210,9 +214,13 @@ func (w *worker) start(ctx context.Context, name string) bool {
 	if err == nil {
 		err = w.allowed()
 	}
+	held := w.a.keeper.Load()
 	var run *runtime.Run
 	if err == nil {
 		run, err = w.makeRun(label, spec, img)
+	}
+	if err == nil {
+		run.Lease = lease
 	}
 	var oomBefore int64
 	if err == nil && (c.Attempt > 1 || run.Guest != nil) {
@@ -225,6 +233,9 @@ func (w *worker) start(ctx context.Context, name string) bool {
 	var started keeper.Container
 	if err == nil {
 		started, err = rt.Start(ctx, run)
+	}
+	if err != nil && !w.keeperLives(ctx, held) {
+		err = errors.Join(err, keeper.ErrGone)
 	}
 	if err != nil {
 		return w.startFailed(ctx, name, err)
@@ -250,12 +261,24 @@ func (w *worker) startFailed(ctx context.Context, name string, err error) bool {
 			w.m.Slot, w.m.Container(name).Phase = nil, converge.Idle
 			return false
 		}
+		if e.LeaseLost {
+			w.leaseLost(name)
+			return false
+		}
 		if e.ExitCode != 0 {
 			code = e.ExitCode
 		}
 	}
+	w.log.Warn("container not started", "container", name, "exitCode", code, "error", err)
 	w.m.Ended(name, converge.End{At: time.Now().UTC(), Code: &code, Failure: err.Error()}, w.g.Spec.RestartPolicy)
 	return true
+}
+
+// keeperLives says whether a keeper that was there when a start began still is. One that dies in between takes away what
+// the start stands on, its descriptors of the slot's namespaces say, and the failure looks like the container's.
+func (w *worker) keeperLives(ctx context.Context, k *keeper.Client) bool {
+	_, err := k.Version(ctx)
+	return !errors.Is(err, keeper.ErrGone)
 }
 
 // keeperPause is how long a step waits for a keeper that is being replaced.
@@ -310,7 +333,10 @@ func (w *worker) signal(ctx context.Context, name string, number int) bool {
 	}
 	if err != nil {
 		w.log.Error("signal container", "container", name, "signal", number, "error", err)
-		w.m.Container(name).Killed = false // tried again at the next look
+		c, again := w.m.Container(name), time.Now().Add(keeperPause)
+		if c.Killed = false; c.KillAt.Before(again) {
+			c.KillAt = again // not in a loop: the keeper may be gone
+		}
 		return false
 	}
 	return true

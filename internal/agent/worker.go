@@ -25,6 +25,7 @@ type worker struct {
 	inbox []func()
 	next  *group.Group // newest assignment
 	wake  chan struct{}
+	lease time.Duration // the host's, as it was before the newest wishes were read: what is decided now is decided under it
 
 	g       *group.Group
 	m       *converge.Memory
@@ -112,6 +113,7 @@ func (w *worker) run(ctx context.Context) {
 }
 
 func (w *worker) takeAssignment() {
+	w.lease = w.a.leases.end()
 	w.mu.Lock()
 	next := w.next
 	w.mu.Unlock()
@@ -277,7 +279,7 @@ func (w *worker) exited(l runLabel, k keeper.Container) {
 		stop()
 		delete(w.probes, l.Name)
 	}
-	end := converge.End{At: k.Finished, Code: k.ExitCode, Signal: k.Signal, Message: w.message(l, k)}
+	end := converge.End{At: k.Finished, Code: k.ExitCode, Signal: k.Signal, Message: w.message(l, k), LeaseLost: k.LeaseLost}
 	if w.m.Slot != nil {
 		end.OOMs = w.a.tree.OOMKills(cgroupOf(w.m.Slot.ID, w.position(l.Name), &w.g.Spec))
 	}

@@ -168,6 +168,7 @@ func (d *decoder) own(o *object, s *group.Spec) {
 	}
 	d.hostAccess(o, s)
 	s.Placement = d.placement(o.child(o.since(vOwn, "placement")))
+	s.Failover = group.Failover(o.pick(vOwn, "failover", string(group.FailoverFenced)))
 }
 
 // minPlaceholder keeps a placeholder from standing for what occurs by chance.

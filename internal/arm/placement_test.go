@@ -35,6 +35,8 @@ func TestPlacementRefusals(t *testing.T) {
 		{"placement", obj{"affinity": beside, "antiAffinity": []any{obj{"labels": turned, "topology": "zone", "weight": 1}}}, "", ""},
 		{"placement", obj{"affinity": many(33, obj{"labels": web, "topology": "zone"})}, "", "at most 32"},
 		{"placement", obj{"affinity": []any{obj{"labels": many(17, web[0]), "topology": "zone"}}}, "", "at most 16"},
+		{"failover", "Fenced", "", ""},
+		{"failover", "Twice", "", "Fenced, got 'Twice'"},
 		{"containers.0.properties.resources", gpu(2, "v100"), "", ""},
 		{"containers.0.properties.resources", gpu(0, ""), "", "from 1 to 16, got 0"},
 		{"containers.0.properties.resources", obj{"requests": obj{"gpu": obj{}}}, "", "gpu.count' is required"},

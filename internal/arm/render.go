@@ -148,7 +148,7 @@ func ownGroup(g *group.Group) *OwnGroup {
 		UID: g.UID, Generation: g.Generation, Epoch: g.Epoch, Host: g.Host, Desired: string(g.Desired), Created: Stamp(g.Created),
 		Labels: s.Labels, Isolation: string(s.Isolation), Hostname: s.Hostname, Sysctls: s.Sysctls,
 		ShareProcesses: s.ShareProcesses, GraceSeconds: s.GraceSeconds, EphemeralStorage: inGB(s.EphemeralStorage),
-		Network: s.NetworkName(), FSGroup: s.FSGroup, Placeholder: s.Placeholder, Placement: placement(s.Placement),
+		Network: s.NetworkName(), FSGroup: s.FSGroup, Placeholder: s.Placeholder, Placement: placement(s.Placement), Failover: string(s.Failover),
 		HostNetwork: s.HostNetwork, HostAddress: s.HostAddress, HostPID: s.HostPID, HostIPC: s.HostIPC, HostsComment: s.HostsComment,
 	}
 	if s.HostNetwork {

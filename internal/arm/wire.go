@@ -59,6 +59,7 @@ type OwnGroup struct {
 	HostIPC          bool              `json:"hostIPC,omitempty"`
 	HostsComment     string            `json:"hostsComment,omitempty"`
 	Placement        *wirePlacement    `json:"placement,omitempty"`
+	Failover         string            `json:"failover,omitempty"`
 }
 
 type wireHostAlias struct {

@@ -241,12 +241,6 @@ func (c *Controller) followTargets(name string) {
 	}
 }
 
-// lost says whether a host is lost, with the lock held.
-func (c *Controller) lost(name string) bool {
-	a := c.absent[name]
-	return a != nil && a.lost
-}
-
 func (c *Controller) targetOf(e *entry) *target {
 	g, s := e.group, e.status
 	t := &target{network: networkKey(g.Ref.Subscription, g.Spec.NetworkName()), labels: g.Spec.Labels}
@@ -261,7 +255,7 @@ func (c *Controller) targetOf(e *entry) *target {
 		return t
 	}
 	t.ip, _ = netip.ParseAddr(s.IP)
-	t.up = t.ip.IsValid() && !c.lost(g.Host)
+	t.up = t.ip.IsValid() && !c.isLost(g.Host)
 	t.ready = t.up && s.Ready()
 	return t
 }

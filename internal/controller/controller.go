@@ -49,8 +49,8 @@ type Config struct {
 	// Network is the range of all groups' addresses, of which hosts get blocks; zero: this machine is the only host, and
 	// has it all.
 	Network netip.Prefix
-	// LostAfter is how long a host that has joined may be silent before its groups are started elsewhere; 0:
-	// DefaultLostAfter.
+	// LostAfter is how long a host that has joined may be silent before its groups are started elsewhere, and the length
+	// of the leases under which its fenced groups run; 0: DefaultLostAfter.
 	LostAfter time.Duration
 	Log       *slog.Logger
 	Now       func() time.Time // nil: time.Now

@@ -90,16 +90,18 @@ func (c *Controller) displaced() []*group.Group {
 		if !a.lost || a.empty || !c.fenced(a) {
 			continue
 		}
-		before := len(out)
+		before, waits := len(out), false
 		for _, g := range c.idx.onHost(name) {
 			switch e := c.idx.byUID[g.UID]; {
+			case c.heldBack(g, a):
+				waits = true
 			case g.Desired == group.Delete:
 				c.gone.add(g.UID)
 			case !e.settled() && !c.waits(e):
 				out = append(out, g)
 			}
 		}
-		a.empty = len(out) == before
+		a.empty = len(out) == before && !waits
 	}
 	slices.SortFunc(out, func(a, b *group.Group) int {
 		if d := a.Created.Compare(b.Created); d != 0 {

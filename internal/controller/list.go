@@ -74,7 +74,7 @@ func (c *Controller) Usage(subscription string) Usage {
 }
 
 // Drain cordons a host and moves its running groups to others: they run afresh there. Errors: not-found; conflict,
-// when some groups fit nowhere else: they stay until there is room, or the host takes groups again.
+// when some groups stayed: they fit nowhere else until there is room, or are fenced, and would run twice for a moment.
 func (c *Controller) Drain(ctx context.Context, name string) (host.Host, error) {
 	h, err := c.cordon(ctx, name, hostRecord{Cordoned: true, Draining: true})
 	if err != nil {
@@ -96,7 +96,7 @@ func (c *Controller) Drain(ctx context.Context, name string) (host.Host, error) 
 		}
 	}
 	if stuck != nil {
-		return h, fault.New(fault.Conflict, "HostNotDrained", "The host '%s' is cordoned, but %d of its groups fit on no other host and stay until one has room: %s. Add a host, or stop them.", name, len(stuck), first(stuck, 10))
+		return h, fault.New(fault.Conflict, "HostNotDrained", "The host '%s' is cordoned, but %d of its groups stay, as they are fenced or fit on no other host until one has room: %s. Add a host, or stop them.", name, len(stuck), first(stuck, 10))
 	}
 	return h, nil
 }

@@ -36,7 +36,7 @@ type namedGroup struct {
 // nameOf is what a group is called now, nil when it has no names; the lock is held.
 func (c *Controller) nameOf(e *entry) *namedGroup {
 	g, s := e.group, e.status
-	if !c.cfg.Network.IsValid() || s == nil || g.Desired != group.Run || g.Spec.HostNetwork || s.Epoch < g.Epoch || s.Gone || s.State.Ended() || !s.Ready() || c.lost(g.Host) {
+	if !c.cfg.Network.IsValid() || s == nil || g.Desired != group.Run || g.Spec.HostNetwork || s.Epoch < g.Epoch || s.Gone || s.State.Ended() || !s.Ready() || c.isLost(g.Host) {
 		return nil
 	}
 	addr, err := netip.ParseAddr(s.IP)

@@ -26,6 +26,11 @@ func (c *Controller) reserve(ctx context.Context, g *group.Group) error {
 		c.mu.Lock()
 		return store.ErrConflict
 	}
+	if g.Host == "" {
+		if err := c.mayLeave(c.idx.byUID[g.UID]); err != nil {
+			return err
+		}
+	}
 	c.look()
 	c.idx.queue.Pause(g.UID)
 	if g.Host == "" {

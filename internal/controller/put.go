@@ -262,6 +262,7 @@ func fixed(old, g *group.Group) error {
 	note("network", a.NetworkName() == b.NetworkName())
 	note("namespaces of the host", a.HostNetwork == b.HostNetwork && a.HostAddress == b.HostAddress && a.HostPID == b.HostPID && a.HostIPC == b.HostIPC)
 	note("placement", equal(a.Placement, b.Placement))
+	note("failover", a.Failover == b.Failover)
 	note("GPUs", a.Total().GPUs == b.Total().GPUs && a.GPUSKU() == b.GPUSKU())
 	note("IP address or its ports", equal(addressOf(a), addressOf(b)))
 	note("CPU, memory or ports of a container, or the set of containers",

@@ -12,7 +12,7 @@ const eventNoRoom = "FailedPlacement"
 
 // waits says whether a group is to be given a place as soon as there is one, with the lock held: it has no host, or runs
 // on one that is being drained, or is known to fit nowhere but on the host that was lost. What must never start twice
-// stays where it is.
+// stays where it is, and what is fenced until it cannot run there any more.
 func (c *Controller) waits(e *entry) bool {
 	g := e.group
 	switch {
@@ -20,7 +20,7 @@ func (c *Controller) waits(e *entry) bool {
 		return false
 	case g.Host == "":
 		return true
-	case g.Spec.RestartPolicy == group.RestartNever:
+	case g.Spec.RestartPolicy == group.RestartNever, c.mayLeave(e) != nil:
 		return false
 	case c.isLost(g.Host):
 		return c.idx.queue.Waits(g.UID) || c.idx.claims[g.UID] != nil
@@ -29,6 +29,7 @@ func (c *Controller) waits(e *entry) bool {
 	return r != nil && r.Draining
 }
 
+// isLost says whether a host is lost, with the lock held.
 func (c *Controller) isLost(name string) bool {
 	a := c.absent[name]
 	return a != nil && a.lost

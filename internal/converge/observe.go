@@ -131,6 +131,14 @@ func (m *Memory) Ran(spec *group.Container, started time.Time, oomBefore int64) 
 	c.event(started, group.Normal, "Started", "Started container")
 }
 
+// Held records that a container may not start now, through no fault of its own.
+func (m *Memory) Held(name, why string, until time.Time) {
+	c := m.Container(name)
+	c.Phase, c.WaitReason = Idle, why
+	c.Attempt--
+	c.Backoff.Until = until
+}
+
 // End is how a run ended.
 type End struct {
 	At      time.Time
@@ -138,7 +146,9 @@ type End struct {
 	Signal  int
 	OOMs    int64  // processes killed for want of memory, counted since the cgroup exists
 	Message string // termination message
-	Failure string // why the program could not be executed; then Code is the conventional one
+	// LeaseLost: it was killed because its host had no lease any more.
+	LeaseLost bool
+	Failure   string // why the program could not be executed; then Code is the conventional one
 }
 
 // Ended records the end of a run and decides, by policy, whether another follows.
@@ -162,8 +172,11 @@ func (m *Memory) Ended(name string, e End, policy group.RestartPolicy) {
 	if c.Current.Detail == "OOMKilled" {
 		c.event(e.At, group.Warning, "OOMKilling", "Container used more memory than its limit and was killed")
 	}
-	if !c.restarts(policy) || c.Replace {
-		return // a run that makes room for another has not failed
+	if e.LeaseLost {
+		c.event(e.At, group.Warning, "LeaseLost", "Container was killed: its host had lost contact with the servers, and the group is fenced")
+	}
+	if !c.restarts(policy) || c.Replace || e.LeaseLost {
+		return // a run that makes room for another has not failed, nor has one whose host was cut off
 	}
 	if e.At.Sub(start) >= group.BackoffReset {
 		c.Backoff = Backoff{}
@@ -179,6 +192,8 @@ func detail(c *Container, e End) string {
 	switch {
 	case e.Failure != "":
 		return "StartError: " + e.Failure
+	case e.LeaseLost:
+		return "LeaseLost: the host had lost contact with the servers, and the group is fenced"
 	case e.OOMs > c.OOMBefore:
 		return "OOMKilled"
 	case e.Code == nil:

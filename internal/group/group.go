@@ -78,6 +78,7 @@ type Spec struct {
 	HostIPC          bool                 `json:"hostIPC,omitempty"`          // the machine's own IPC namespace
 	HostsComment     string               `json:"hostsComment,omitempty"`     // first line of /etc/hosts
 	Placement        *Placement           `json:"placement,omitempty"`        // nil: anywhere
+	Failover         Failover             `json:"failover,omitempty"`
 }
 
 // DefaultNetwork is the network of groups that name none.

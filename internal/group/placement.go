@@ -71,6 +71,19 @@ const (
 	PrioritySpot    = "Spot"
 )
 
+// Failover says how a group of a lost host is started elsewhere.
+type Failover string
+
+// Kinds of failover. Without a word the group is started elsewhere as soon as its host is lost, and may still run there.
+// A fenced one runs while its host has a lease only, and is started elsewhere when no lease can be left.
+const (
+	FailoverPlain  Failover = ""
+	FailoverFenced Failover = "Fenced"
+)
+
+// Fenced says whether the group must never run twice.
+func (s *Spec) Fenced() bool { return s.Failover == FailoverFenced }
+
 // Where is the group's placement, never nil.
 func (s *Spec) Where() *Placement {
 	if s.Placement == nil {

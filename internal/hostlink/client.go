@@ -33,8 +33,10 @@ type ClientConfig struct {
 	TLS *tls.Config
 	// Term is the highest term seen, read once and written before a higher one is listened to.
 	Term TermFile
-	// Leased hears until when, by this machine's clock that goes on while it sleeps, the host's groups are its own.
-	Leased func(length time.Duration, sent time.Time)
+	// Leased hears until when, by Clock, the host's groups are its own. It must not block.
+	Leased func(until time.Duration)
+	// Clock is this machine's that goes on while it sleeps, and that nobody sets.
+	Clock func() time.Duration
 	// Renewal is asked now and then whether the certificate needs a successor, and gets it.
 	Renewal Renewal
 	Log     *slog.Logger
@@ -196,8 +198,8 @@ type connection struct {
 	stream grpc.ClientStream
 	send   sync.Mutex // one message at a time
 
-	mu   sync.Mutex          // guards beats
-	sent map[int64]time.Time // when beats were sent
+	mu   sync.Mutex              // guards beats
+	sent map[int64]time.Duration // when beats were sent, by Clock
 }
 
 func (c *Client) connect(ctx context.Context, to string) error {
@@ -215,7 +217,7 @@ func (c *Client) connect(ctx context.Context, to string) error {
 	if err != nil {
 		return err
 	}
-	n := &connection{c: c, conn: conn, stream: ss, sent: map[int64]time.Time{}}
+	n := &connection{c: c, conn: conn, stream: ss, sent: map[int64]time.Duration{}}
 	if err := n.say(&up{Hello: &hello{Version: Version, Host: c.cfg.Local.Describe(), Term: c.term}}); err != nil {
 		return errors.Join(err, n.refusal())
 	}
@@ -313,7 +315,7 @@ func (n *connection) beats(ctx context.Context, every time.Duration) error {
 	defer tick.Stop()
 	for seq := int64(1); ; seq++ {
 		n.mu.Lock()
-		n.sent[seq] = time.Now()
+		n.sent[seq] = n.c.cfg.Clock()
 		delete(n.sent, seq-2*Missed)
 		n.mu.Unlock()
 		if err := n.say(&up{Beat: &beat{Host: n.c.cfg.Local.Describe(), Seq: seq, Time: time.Now()}}); err != nil {
@@ -365,8 +367,8 @@ func (n *connection) hear(ctx context.Context, d *down, streams *sync.WaitGroup)
 		at, ok := n.sent[d.Beat.Seq]
 		delete(n.sent, d.Beat.Seq)
 		n.mu.Unlock()
-		if ok && d.Beat.Lease > 0 && n.c.cfg.Leased != nil {
-			n.c.cfg.Leased(d.Beat.Lease, at)
+		if ok && d.Beat.Lease > 0 {
+			n.c.cfg.Leased(at + d.Beat.Lease)
 		}
 	case d.Ask != nil:
 		streams.Go(func() { _ = n.say(&up{Answer: n.answer(ctx, d.Ask)}) })

@@ -31,6 +31,9 @@ import (
 
 const patience = 10 * time.Second
 
+// epoch is where the clock of hosts in these tests begins.
+var epoch = time.Now()
+
 // plane is a control plane that writes down what it hears.
 type plane struct {
 	mu      sync.Mutex // guards what follows
@@ -188,8 +191,8 @@ type machine struct {
 	client *hostlink.Client
 	terms  *terms
 	renew  *renewal
-	mu     sync.Mutex // guards leases
-	leases int
+	mu     sync.Mutex // guards until
+	until  time.Duration
 }
 
 func (s *site) host(name string, change func(*hostlink.ClientConfig)) *machine {
@@ -197,7 +200,8 @@ func (s *site) host(name string, change func(*hostlink.ClientConfig)) *machine {
 	m := &machine{terms: &terms{}, renew: &renewal{}}
 	m.Host = sim.NewHost(name, nil, func(st group.Status) { m.client.Report(st) })
 	cfg := hostlink.ClientConfig{Local: m.Host, Servers: []string{s.addr}, TLS: s.tls(name, "1"), Learn: func([]string) {}, Term: m.terms, Renewal: m.renew, Log: slog.New(slog.DiscardHandler),
-		Leased: func(time.Duration, time.Time) { m.mu.Lock(); m.leases++; m.mu.Unlock() }}
+		Clock:  func() time.Duration { return time.Since(epoch) },
+		Leased: func(until time.Duration) { m.mu.Lock(); m.until = until; m.mu.Unlock() }}
 	if change != nil {
 		change(&cfg)
 	}
@@ -255,10 +259,35 @@ func TestWishesGoDownAndStatusesComeUp(t *testing.T) {
 	}
 	link.Retain(map[string]bool{"g1": true})
 	s.eventually("the end of what is not retained", func() bool { st, ok := m.Status("g2"); return !ok || st.Gone })
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.terms.n.Load() != 7 || m.leases == 0 {
-		t.Errorf("the host knows term %d and had %d leases", m.terms.n.Load(), m.leases)
+	if m.terms.n.Load() != 7 {
+		t.Errorf("the host knows term %d", m.terms.n.Load())
+	}
+}
+
+func TestLeases(t *testing.T) {
+	s := newSite(t)
+	began := time.Since(epoch)
+	m := s.host("h1", nil)
+	s.connected("h1")
+	latest := func() time.Duration {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return m.until
+	}
+	s.eventually("a lease", func() bool { return latest() > 0 })
+	if until, now := latest(), time.Since(epoch); until < began+s.lease || until > now+s.lease {
+		t.Errorf("a lease of %s that was asked for from %s to %s ends at %s", s.lease, began, now, until)
+	}
+	first := latest()
+	s.eventually("the next one", func() bool { return latest() > first })
+	s.plane.mu.Lock()
+	s.lease = 0 // it does not lead any more
+	s.plane.mu.Unlock()
+	time.Sleep(300 * time.Millisecond)
+	last := latest()
+	time.Sleep(300 * time.Millisecond)
+	if latest() != last {
+		t.Error("a server that does not lead has granted a lease")
 	}
 }
 

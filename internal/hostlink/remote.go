@@ -24,6 +24,7 @@ type remote struct {
 	mu       sync.Mutex // guards what follows
 	describe host.Host
 	heard    time.Time
+	left     bool // Disconnect knows when it was heard last
 	statuses map[string]group.Status
 	asked    map[int64]chan answer
 	nextAsk  int64

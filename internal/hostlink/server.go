@@ -40,8 +40,8 @@ type Control interface {
 	Disconnect(link host.Link, heard time.Time, why error)
 	// Report takes over what a host says of a group; it checks that the group is the host's.
 	Report(name string, s group.Status)
-	// Beat hears that a host is there, and gives how long from now on nobody else gets its groups; 0 when this server
-	// does not lead.
+	// Beat hears that a connected host is there, and gives how long from now on nobody else gets its fenced groups; 0 when
+	// this server does not lead.
 	Beat(name string) time.Duration
 }
 
@@ -193,6 +193,7 @@ func (s *Server) leave(r *remote, why error) {
 	s.mu.Unlock()
 	r.mu.Lock()
 	heard := r.heard
+	r.left = true
 	r.mu.Unlock()
 	s.cfg.Control.Disconnect(r, heard, why)
 }
@@ -272,7 +273,7 @@ func (r *remote) take(ctx context.Context, u *up, synced bool) error {
 	}
 	switch {
 	case u.Beat != nil:
-		return r.beat(u.Beat)
+		return r.beat(u.Beat, synced)
 	case u.Answer != nil:
 		r.answered(*u.Answer)
 	case u.Renew != nil:
@@ -285,7 +286,10 @@ func (r *remote) take(ctx context.Context, u *up, synced bool) error {
 	return nil
 }
 
-func (r *remote) beat(b *beat) error {
+// beat answers a beat. With a lease when the host has been told which groups it has: it must not start those that were
+// started elsewhere. And not when Disconnect has been told when the host was heard last: who waits for the end of its
+// lease counts from that.
+func (r *remote) beat(b *beat, synced bool) error {
 	if b.Host.Name != r.id.Name {
 		return fmt.Errorf("the host calls itself %q", clean(b.Host.Name, 64))
 	}
@@ -298,8 +302,14 @@ func (r *remote) beat(b *beat) error {
 	r.mu.Lock()
 	b.Host.Underlay = r.describe.Underlay
 	r.describe = b.Host
+	granted := synced && !r.left
+	r.heard = time.Now()
 	r.mu.Unlock()
-	r.out.put(&down{Beat: &pulse{Seq: b.Seq, Lease: r.server.cfg.Control.Beat(r.id.Name)}})
+	answer := &pulse{Seq: b.Seq}
+	if granted {
+		answer.Lease = r.server.cfg.Control.Beat(r.id.Name)
+	}
+	r.out.put(&down{Beat: answer})
 	return nil
 }
 

@@ -71,6 +71,9 @@ func (s *Server) adoptOne(rec *record, terminal *os.File) {
 		return
 	}
 	ct.pidfd = pidfd
+	if ct.Fenced && s.fence.ended() {
+		ct.endOfLease()
+	}
 	s.adoptSlot(ct)
 	if !ct.TTY {
 		for _, stream := range []byte{streamOut, streamErr} {
@@ -155,6 +158,7 @@ func neverBegun(ct *container) bool {
 
 // lost marks a container that ended while no keeper watched: its exit code is nobody's to invent.
 func (s *Server) lost(ct *container) {
+	ct.LeaseLost = ct.LeaseLost || ct.Fenced && s.fence.ended()
 	s.endOthers(ct)
 	ct.Exited, ct.Finished = true, time.Now().UTC()
 	close(ct.exited)

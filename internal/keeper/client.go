@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"time"
 
 	"spillway.dev/spillway/internal/host"
 	"spillway.dev/spillway/internal/sandbox"
@@ -161,6 +162,12 @@ func (k *Client) Start(ctx context.Context, s Start) (Container, error) {
 // Signal sends a signal to a container's first process; one that has ended is fine.
 func (k *Client) Signal(ctx context.Context, id string, number int) error {
 	_, err := k.call(ctx, &request{Signal: &Signal{id, number}})
+	return err
+}
+
+// Lease tells the keeper until when, by Boottime, the host has a lease. An older one than the newest is fine.
+func (k *Client) Lease(ctx context.Context, until time.Duration) error {
+	_, err := k.call(ctx, &request{Lease: &until})
 	return err
 }
 

@@ -14,10 +14,14 @@ import (
 // othersPatience bounds how long the end of a container's other processes is waited for.
 const othersPatience = 2 * time.Second
 
-// endOthers ends what a container's first process has left behind in the host's process namespace. In one of its own
-// the kernel does that; here they are found by their cgroup, which the container has to itself.
+// endOthers ends what a container's first process has left behind in the host's process namespace, and of one that has
+// lost its lease also in one that it shares. In a namespace of its own the kernel does that; here they are found by their
+// cgroup, which the container has to itself.
 func (s *Server) endOthers(ct *container) {
-	if !ct.HostPID || len(ct.Cgroups) == 0 {
+	s.mu.Lock()
+	leaseLost := ct.LeaseLost
+	s.mu.Unlock()
+	if !ct.HostPID && !leaseLost || len(ct.Cgroups) == 0 {
 		return
 	}
 	for deadline := time.Now().Add(othersPatience); ; time.Sleep(time.Millisecond) {

@@ -3,7 +3,7 @@
 // It parks sandboxes, starts containers in them, waits with pidfds, holds the containers' standard streams, writes
 // their rotated logs and reports exits to whoever is connected. Runtimes with a kernel of their own get a guest per
 // slot from it when several containers share one (guest.go). It decides nothing: what to run, when to stop and what
-// to restart is the agent's business. It must stay small (no libraries but x/sys), because everything dies hard
+// to restart is the agent's business. Only what is fenced it ends by itself, with the host's lease (fence.go). It must stay small (no libraries but x/sys), because everything dies hard
 // without it. Start at Serve for the process, at Client for its user.
 package keeper
 
@@ -24,6 +24,7 @@ type request struct {
 	Dismiss *string        `json:"dismiss,omitempty"` // slot whose waiting init is not wanted
 	Start   *Start         `json:"start,omitempty"`
 	Signal  *Signal        `json:"signal,omitempty"`
+	Lease   *time.Duration `json:"lease,omitempty"`  // end of the host's lease, by Boottime
 	Forget  *string        `json:"forget,omitempty"` // container
 	List    *struct{}      `json:"list,omitempty"`
 	Watch   *struct{}      `json:"watch,omitempty"`
@@ -60,6 +61,8 @@ type Error struct {
 	ExitCode int    `json:"exitCode,omitempty"` // of a container that could not be executed
 	NotFound bool   `json:"notFound,omitempty"`
 	NoGuest  bool   `json:"noGuest,omitempty"` // the slot has no guest, and Start names no bundle to make one from
+
+	LeaseLost bool `json:"leaseLost,omitempty"` // a fenced container is not started without a lease
 }
 
 func (e *Error) Error() string { return e.Message }
@@ -118,6 +121,9 @@ type Start struct {
 	Relabel json.RawMessage `json:"relabel,omitempty"`
 	Spec    *sandbox.Spec   `json:"spec,omitempty"`
 	OCI     *OCI            `json:"oci,omitempty"`
+	// Lease makes the container a fenced one: it ends with the host's lease. It is the end, by Boottime, of the lease
+	// under which the start was decided. 0: not fenced.
+	Lease time.Duration `json:"lease,omitempty"`
 	// GuestBundle is what OCI.Guest is made from when the slot has none.
 	GuestBundle string `json:"guestBundle,omitempty"`
 }
@@ -160,6 +166,9 @@ type Container struct {
 	OCI      *OCI            `json:"oci,omitempty"`
 	Layer    string          `json:"layer,omitempty"` // where our own init makes the writable layer, its first act
 	HostPID  bool            `json:"hostPID,omitempty"`
+
+	Fenced    bool `json:"fenced,omitempty"`    // ends with the host's lease
+	LeaseLost bool `json:"leaseLost,omitempty"` // was ended with it
 }
 
 // ExecRequest runs a command in a container; the connection carries its streams.

@@ -39,6 +39,7 @@ type Server struct {
 	containers map[string]*container
 	watchers   map[*conn]struct{}
 	reaper     *reaper
+	fence      *fence
 
 	starts, moves, processes atomic.Int64 // see Counters
 
@@ -75,6 +76,9 @@ func Serve(cfg Config) error {
 	if s.version, err = fileVersion(program); err != nil {
 		return err
 	}
+	if s.fence, err = openFence(cfg.Dir, s.endFenced); err != nil {
+		return err
+	}
 	terminals, err := s.inherit()
 	if err != nil {
 		return fmt.Errorf("take over from the earlier program: %w", err)
@@ -95,6 +99,7 @@ func Serve(cfg Config) error {
 		<-s.quit
 		listener.Close()
 	}()
+	go func() { cfg.Log.Error("watch the lease", "error", s.fence.watch()) }()
 	for {
 		c, err := listener.AcceptUnix()
 		if err != nil {
@@ -232,6 +237,8 @@ func (s *Server) call(c *conn, q *request) (response, error) {
 		return response{Container: ct}, err
 	case q.Signal != nil:
 		return response{}, s.signal(q.Signal)
+	case q.Lease != nil:
+		return response{}, s.fence.renew(*q.Lease)
 	case q.Forget != nil:
 		return response{}, s.forget(*q.Forget)
 	case q.List != nil:

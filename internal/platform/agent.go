@@ -24,6 +24,7 @@ import (
 	"spillway.dev/spillway/internal/group"
 	"spillway.dev/spillway/internal/hostlink"
 	"spillway.dev/spillway/internal/identity"
+	"spillway.dev/spillway/internal/keeper"
 	"spillway.dev/spillway/internal/network"
 )
 
@@ -69,7 +70,7 @@ func Agent(ctx context.Context, cfg Config, j Joining) error {
 	if cfg.Network, err = m.network(); err != nil {
 		return err
 	}
-	s := &site{Config: cfg, hostName: m.Name, fleet: true}
+	s := &site{Config: cfg, hostName: m.Name, fleet: true, leased: true}
 	if s.allow, err = group.ParseAllowance(cfg.Allow); err != nil {
 		return err
 	}
@@ -123,7 +124,8 @@ func (s *site) runHost(ctx context.Context, m *member, j *Joining) error {
 	}
 	defer h.close()
 	h.agent.Introduce(j.Pool, j.Zone, j.FaultDomain, j.Labels)
-	c, err := hostlink.NewClient(hostlink.ClientConfig{Local: h.agent, Servers: m.Servers, Learn: m.learn, TLS: m.tls(), Term: m, Renewal: m, Log: s.Log})
+	c, err := hostlink.NewClient(hostlink.ClientConfig{Local: h.agent, Servers: m.Servers, Learn: m.learn, TLS: m.tls(), Term: m, Renewal: m,
+		Leased: h.agent.Leased, Clock: keeper.Boottime, Log: s.Log})
 	if err != nil {
 		return err
 	}

@@ -167,6 +167,7 @@ type site struct {
 	hostName    string // "": the machine's
 
 	fleet    bool       // this machine is one of several, or may become so
+	leased   bool       // the host is of a fleet whose servers are elsewhere
 	underlay netip.Addr // where others reach it, when it is a server too
 	changed  func()     // what the host says of itself is news
 	// hold gives the host's address blocks as the platform knows them, from those of the addresses that are in use here.

@@ -75,6 +75,8 @@ func (o *oci) slot(ctx context.Context, id string) (keeper.Slot, error) {
 
 func (o *oci) rootfs(dir string) string { return filepath.Join(dir, "rootfs") }
 
+func (o *oci) layer(dir string) string { return filepath.Join(dir, "layer") }
+
 var errHostAccess = errors.New("access to the host needs the parked runtime")
 
 func (o *oci) Start(ctx context.Context, r *Run) (keeper.Container, error) {
@@ -92,11 +94,15 @@ func (o *oci) Start(ctx context.Context, r *Run) (keeper.Container, error) {
 	if err := os.MkdirAll(rootfs, 0o700); err != nil {
 		return keeper.Container{}, err
 	}
-	if err := o.unmount(r.Dir); err != nil { // of a start that its keeper did not live to finish
+	// Of a start that its keeper did not live to finish. The kernel takes no writable layer twice that was mounted volatile.
+	if err := o.unmount(r.Dir); err != nil {
+		return keeper.Container{}, err
+	}
+	if err := os.RemoveAll(o.layer(r.Dir)); err != nil {
 		return keeper.Container{}, err
 	}
 	copies, mounts := o.splitMounts(r.Mounts)
-	err = sandbox.PrepareRoot(rootfs, &sandbox.Spec{Lower: r.Layers, Upper: filepath.Join(r.Dir, "layer"), Mounts: mounts})
+	err = sandbox.PrepareRoot(rootfs, &sandbox.Spec{Lower: r.Layers, Upper: o.layer(r.Dir), Mounts: mounts})
 	for _, m := range copies {
 		if err == nil {
 			err = sandbox.CopyFile(rootfs, m)

@@ -9,6 +9,7 @@ package runtime
 import (
 	"context"
 	"encoding/json"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -49,6 +50,10 @@ type Run struct {
 	Seccomp *specs.LinuxSeccomp
 	Stdin   bool
 	LogDir  string
+
+	// Lease makes it a fenced run: it ends with the host's lease. It is the end, by keeper.Boottime, of the lease under
+	// which the run was decided; 0: not fenced.
+	Lease time.Duration
 
 	Guest *Guest // of a group whose containers run at the same time in a guest kernel; nil: in none, or alone in its own
 }
@@ -96,5 +101,5 @@ type Keeper interface {
 // startRequest is what all runtimes ask of the keeper alike.
 func startRequest(r *Run, tree *cgroup.Tree) keeper.Start {
 	return keeper.Start{ID: r.ID, Slot: r.Slot, Label: r.Label, Relabel: r.Relabel, Cgroups: tree.Dirs(r.Cgroup),
-		V2: tree.Mode() == cgroup.V2, ProcessesOf: r.ProcessesOf, HostPID: r.HostPID, LogDir: r.LogDir, LogFile: group.MaxLogFile, LogMax: group.MaxLogFiles, Stdin: r.Stdin}
+		V2: tree.Mode() == cgroup.V2, ProcessesOf: r.ProcessesOf, HostPID: r.HostPID, LogDir: r.LogDir, LogFile: group.MaxLogFile, LogMax: group.MaxLogFiles, Stdin: r.Stdin, Lease: r.Lease}
 }
