@@ -49,9 +49,9 @@ type waiter struct {
 	pushes  bool
 	ruled   bool            // when it was last looked at, there were rules between it and other groups
 	need    group.Resources // of group
-	taken   int64 // View.taken when it began to wait, to be given room or a kept host
-	changes int64 // View.changes when it was last tried
-	kept    int32 // the machine that is kept for it
+	taken   int64           // View.taken when it began to wait, to be given room or a kept host
+	changes int64           // View.changes when it was last tried
+	kept    int32           // the machine that is kept for it
 }
 
 // before says whether a waiting group comes before another.
