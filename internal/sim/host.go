@@ -64,6 +64,7 @@ type Host struct {
 	serial int
 
 	stopTime time.Duration // that groups take to stop
+	closed   bool
 }
 
 var _ host.Link = (*Host)(nil)
@@ -108,6 +109,9 @@ func (h *Host) Assign(g *group.Group) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	r := h.groups[g.UID]
+	if r == nil && h.closed {
+		return
+	}
 	if r == nil {
 		h.serial++
 		r = &run{host: h, serial: h.serial, logs: map[string]*log{}, wake: make(chan struct{}, 1)}
@@ -238,6 +242,7 @@ func (h *Host) Count() int {
 // Close ends all groups without a word and waits for them.
 func (h *Host) Close() {
 	h.mu.Lock()
+	h.closed = true
 	for _, r := range h.groups {
 		r.closed = true
 		r.poke()
