@@ -35,7 +35,7 @@ type fleetHost struct {
 	*testing.T
 	name, dir string
 	bin       binaries
-	args      []string // beside those of every host
+	args, env []string // beside those of every host
 	cmd       *exec.Cmd
 	log       *os.File
 }
@@ -67,7 +67,7 @@ func newHost(t *testing.T, bin binaries, name string) *fleetHost {
 func (h *fleetHost) start(args ...string) {
 	h.Helper()
 	h.cmd = exec.Command(h.bin.spillway, append([]string{"agent", "--data-dir", h.dir, "--pool", "2"}, append(h.args, args...)...)...)
-	h.cmd.Env = append(os.Environ(), "SPILLWAY_KEEPER="+h.bin.keeper)
+	h.cmd.Env = append(append(os.Environ(), "SPILLWAY_KEEPER="+h.bin.keeper), h.env...)
 	h.cmd.Stderr = h.log
 	stdout, err := h.cmd.StdoutPipe()
 	if err == nil {
