@@ -22,9 +22,9 @@ const fencePatience = 10 * time.Second
 
 // span is what hosts have been told of the network over all of them.
 type span struct {
-	mu      sync.Mutex      // orders what hosts are told; taken before the controller's
-	version atomic.Int64    // written with mu held
-	told    map[string]told // by name: links, and what they have been told of themselves
+	mu      sync.Mutex           // orders what hosts are told; taken before the controller's
+	version atomic.Int64         // written with mu held
+	told    map[string]told      // by name: links, and what they have been told of themselves
 	peers   map[string]host.Peer // by name; nil: nobody has been told anything
 	bell    *queue
 }
@@ -289,7 +289,7 @@ func (c *Controller) takingPart() map[string]host.Peer {
 	for _, name := range slices.Sorted(maps.Keys(c.idx.hosts)) {
 		r := c.idx.hosts[name]
 		h, ok := c.known(name)
-		if _, takes := c.span.peers[name]; h.State != host.Ready && (r.Lost || c.links[name] != nil && !takes) {
+		if _, takes := c.span.peers[name]; h.State != host.Ready && (r.Lost || c.links[name] != nil && !takes && c.span.peers != nil) {
 			continue // one that comes back has to stop first what was started elsewhere
 		}
 		if !ok || h.State == host.Lost || !h.Underlay.Is4() || h.Underlay.IsLoopback() || len(r.Blocks) == 0 {

@@ -175,7 +175,7 @@ func (h *Host) Retain(uids map[string]bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for uid, r := range h.groups {
-		if !uids[uid] {
+		if !uids[uid] && r.want.Desired != group.Delete {
 			g := *r.want
 			g.Desired = group.Delete
 			g.Generation++
@@ -209,9 +209,10 @@ func (h *Host) Span(o host.Overlay) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.desc.Overlay = o.Version
-	if o.Full {
-		h.span = o
-		return
+	if len(h.span.Blocks) == 0 && len(o.Blocks) > 0 { // groups that waited for an address have one
+		for _, r := range h.groups {
+			r.poke()
+		}
 	}
 	h.span.Join(o)
 }

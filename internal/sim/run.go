@@ -46,6 +46,10 @@ func (r *run) loop() {
 			r.stopAll()
 			return
 		case g.Desired == group.Delete:
+			r.host.mu.Lock()
+			takes := r.host.stopTime
+			r.host.mu.Unlock()
+			time.Sleep(takes)
 			r.stopAll()
 			r.host.mu.Lock()
 			again := r.want != g

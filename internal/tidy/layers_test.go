@@ -18,7 +18,7 @@ var layers = []struct {
 	{"adapter", []string{"cgroup", "client", "dns", "hostlink", "identity", "image", "keeper", "network", "port", "probe", "runtime", "sandbox",
 		"store/embedded", "store/etcd", "store/mem", "store/sealed", "volume"}},
 	{"service", []string{"agent", "controller", "httpapi", "nodeless", "sim", "virtualnode"}},
-	{"command", []string{"bench", "cli", "doctor", "platform", "podbench", "tidy"}},
+	{"command", []string{"bench", "cli", "doctor", "platform", "podbench", "sim/fleet", "tidy"}},
 }
 
 // sideways are imports within a storey, each with its reason.

@@ -27,6 +27,8 @@ const (
 	beat   = 500 * time.Millisecond
 	missed = 3
 	lease  = missed * beat
+	// killTime is how long a host may need, at the end of its lease, until nothing of its fenced groups runs.
+	killTime = 1800 * time.Millisecond
 )
 
 // Names that all groups of the simulation have in common.
@@ -135,10 +137,13 @@ func (f *Fleet) Close() {
 }
 
 // delay is how long a message is on its way.
-func (f *Fleet) delay() time.Duration {
+func (f *Fleet) delay() time.Duration { return f.upTo(20 * time.Millisecond) }
+
+// upTo is some time below a bound.
+func (f *Fleet) upTo(most time.Duration) time.Duration {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return time.Duration(f.rng.IntN(int(20 * time.Millisecond)))
+	return time.Duration(f.rng.IntN(int(most)))
 }
 
 // note keeps what has happened, for a failure.

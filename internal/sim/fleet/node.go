@@ -27,6 +27,7 @@ type node struct {
 	host   *sim.Host
 	term   int64 // highest seen
 	lease  time.Time
+	kill   time.Time // when nothing of a fenced group is left, after the end of the lease
 	conn   *wire
 	answer time.Time // of the server, last
 }
@@ -45,9 +46,10 @@ func (n *node) boot() {
 		d.Capacity = group.Resources{MilliCPU: 4000, Memory: 16 << 30}
 	})
 	h.Lease(false)
+	h.Slow(n.f.upTo(600 * time.Millisecond))
 	n.mu.Lock()
 	old := n.host
-	n.host, n.lease = h, time.Time{}
+	n.host, n.lease, n.kill = h, time.Time{}, time.Time{}
 	n.mu.Unlock()
 	if old != nil {
 		old.Close()
@@ -96,12 +98,17 @@ func (n *node) run() {
 	}
 }
 
-// watchLease ends fenced groups without a lease. The keeper does this, whatever becomes of the agent.
+// watchLease ends fenced groups without a lease: the keeper does this, whatever becomes of the agent. It takes some time.
 func (n *node) watchLease(now time.Time) {
 	n.mu.Lock()
-	h, held := n.host, now.Before(n.lease)
-	n.mu.Unlock()
-	h.Lease(held)
+	defer n.mu.Unlock()
+	switch {
+	case now.Before(n.lease):
+		n.kill = n.lease.Add(n.f.upTo(killTime))
+		n.host.Lease(true)
+	case !now.Before(n.kill):
+		n.host.Lease(false)
+	}
 }
 
 // connect opens a link to the server that leads.
