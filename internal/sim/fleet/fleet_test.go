@@ -50,7 +50,7 @@ type script struct {
 	*Fleet
 	rng          *rand.Rand
 	known, maybe map[string]bool
-	made         int
+	made, bad    int // groups; looks in a row that found something wrong
 	heal         []func()
 }
 
@@ -88,12 +88,11 @@ func play(t *testing.T, seed uint64) {
 // pass lets time pass, and looks all the while.
 func (s *script) pass(d time.Duration) {
 	const step = 50 * time.Millisecond
-	var wrong error
-	for bad := 0; d > 0 && !s.Failed(); d -= step {
+	for ; d > 0 && !s.Failed(); d -= step {
 		time.Sleep(step)
-		if wrong = s.Always(); wrong == nil {
-			bad = 0
-		} else if bad++; bad > 3 { // a message may be on its way
+		if wrong := s.Always(); wrong == nil {
+			s.bad = 0
+		} else if s.bad++; s.bad > 3 { // a message may be on its way
 			s.note("%v", wrong)
 			s.Error(wrong)
 		}
@@ -152,7 +151,7 @@ func (s *script) create() {
 	s.made++
 	name := fmt.Sprintf("g%d", s.made)
 	spec := group.Spec{RestartPolicy: group.RestartAlways, SKU: "Standard", Containers: []group.Container{
-		{Name: "main", Image: "busybox", Requests: group.Resources{MilliCPU: int64(200 + 200*s.rng.IntN(8)), Memory: 1 << 28}}}}
+		{Name: "main", Image: "busybox", Requests: group.Resources{MilliCPU: s.cores(), Memory: 1 << 28}}}}
 	switch s.rng.IntN(5) {
 	case 0:
 		spec.Failover = group.FailoverFenced
@@ -169,6 +168,14 @@ func (s *script) create() {
 	} else if fault.KindOf(err) != fault.Conflict {
 		s.maybe[name] = true
 	}
+}
+
+// cores are few, as a rule, so that there is room when hosts are away; some groups want much and have to wait.
+func (s *script) cores() int64 {
+	if s.rng.IntN(8) == 0 {
+		return 2500
+	}
+	return int64(100 + 100*s.rng.IntN(5))
 }
 
 // lie has a host report of another's group: nothing may come of it.
