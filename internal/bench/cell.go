@@ -88,8 +88,9 @@ func (c *cell) open(ctx context.Context) error {
 			return err
 		}
 	}
-	for name := range c.servers {
-		if err := c.connect(ctx, name); err != nil {
+	for _, r := range c.servers {
+		var err error
+		if r.api, err = r.on.client(c.ctx, c.admin()); err != nil {
 			return err
 		}
 	}
@@ -148,19 +149,18 @@ func (c *cell) startServer(name string) error {
 	return nil
 }
 
-// connect makes the client of a server.
-func (c *cell) connect(ctx context.Context, name string) error {
-	cfg, err := client.LoadConfig(c.admin())
+// client is a client of the API on the machine, with credentials of a file.
+func (m *machine) client(ctx context.Context, path string) (*client.Client, error) {
+	cfg, err := client.LoadConfig(path)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	at, err := c.servers[name].on.reach(c.ctx, "8443")
+	at, err := m.reach(ctx, "8443")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	cfg.Endpoint = "https://" + at
-	c.servers[name].api, err = client.New(*cfg)
-	return err
+	return client.New(*cfg)
 }
 
 // leader finds which server leads, by what etcd says.

@@ -59,12 +59,12 @@ func failover(ctx context.Context, o Options) (_ *Report, err error) {
 }
 
 // measureCreates compares a fleet's starts with those of one machine, in turn.
-func (c *cell) measureCreates(ctx context.Context, o Options, r *Report) error {
-	one, err := openOurs(ctx, filepath.Join(o.Dir, "one"), c.image)
+func (c *cell) measureCreates(ctx context.Context, o Options, r *Report) (err error) {
+	one, alone, err := c.openLone(ctx)
 	if err != nil {
 		return err
 	}
-	defer one.close()
+	defer func() { err = errors.Join(err, one.purge()) }()
 	lead, err := c.leader(ctx)
 	if err != nil {
 		return err
@@ -73,7 +73,7 @@ func (c *cell) measureCreates(ctx context.Context, o Options, r *Report) error {
 	if follower == lead {
 		follower = c.alive()[1]
 	}
-	apis := []*client.Client{one.api, c.servers[lead].api, c.servers[follower].api}
+	apis := []*client.Client{alone, c.servers[lead].api, c.servers[follower].api}
 	times := make([]sample, len(apis))
 	for i := range o.Runs + o.warmUp() {
 		for j, api := range apis {
@@ -96,14 +96,34 @@ func (c *cell) measureCreates(ctx context.Context, o Options, r *Report) error {
 		}
 		o.progress("failover: creates", i+1, o.Runs+o.warmUp())
 	}
-	alone := Figures{}
-	times[0].into(alone, "firstInstruction")
-	r.Peers["one machine"] = alone
+	theirs := Figures{}
+	times[0].into(theirs, "firstInstruction")
+	r.Peers["one machine"] = theirs
 	times[1].into(r.Ours, "firstInstructionByTheLeader")
 	times[2].into(r.Ours, "firstInstructionByAnotherServer")
 	r.Ratios["createToRunning5HostsOver1"] = pairedRatio(times[1], times[0])
 	r.Ratios["createToRunning5HostsOver1ByAnotherServer"] = pairedRatio(times[2], times[0])
 	return nil
+}
+
+// openLone runs a platform of one machine beside the cell, reached as the cell's servers are.
+func (c *cell) openLone(ctx context.Context) (*member, *client.Client, error) {
+	on, err := c.machine("one")
+	if err != nil {
+		return nil, nil, err
+	}
+	m := &member{on: on, self: c.self, name: on.name, dir: filepath.Join(c.dir, on.name)}
+	var api *client.Client
+	if m.p, _, err = on.serve(m.log(), c.self, "up", "--data-dir", m.dir, "--listen", on.addr+":8443", "--cpu-overcommit", "1000"); err == nil {
+		api, err = on.client(c.ctx, filepath.Join(m.dir, "client.json"))
+	}
+	if err == nil {
+		_, err = api.ImportImage(ctx, bytes.NewReader(c.image))
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, m.purge())
+	}
+	return m, api, nil
 }
 
 // payloadGroup is the body of a PUT.
