@@ -83,13 +83,11 @@ func (e *ours) name() string { return e.label }
 
 // group is the body of a PUT, with the limits that the peers get.
 func (e *ours) group() map[string]any {
-	properties := map[string]any{"osType": "Linux", "restartPolicy": "Never", "terminationGracePeriodSeconds": 0,
-		"containers": []any{map[string]any{"name": "payload", "properties": map[string]any{"image": imageName,
-			"resources": map[string]any{"requests": map[string]any{"cpu": 1, "memoryInGB": 0.02}}}}}}
+	body := payloadGroup(e.api, "Never")
 	if e.isolation != "" {
-		properties["isolation"] = e.isolation
+		body["properties"].(map[string]any)["isolation"] = e.isolation
 	}
-	return map[string]any{"location": e.api.Config().Location, "properties": properties}
+	return body
 }
 
 func (e *ours) start(ctx context.Context, id string) (time.Duration, time.Duration, error) {
@@ -122,21 +120,7 @@ func (e *ours) arrival(ctx context.Context, id string) (time.Time, error) {
 
 // stampOf reads the payload's time; it waits by watching, so that reading disturbs no start.
 func (e *ours) stampOf(ctx context.Context, id string) (time.Duration, error) {
-	if _, err := e.api.WaitFor(ctx, "", id, started); err != nil {
-		return 0, err
-	}
-	const patience = 5 * time.Second
-	var at time.Duration
-	err := until(ctx, patience, func() error {
-		var out bytes.Buffer
-		if err := e.api.Logs(ctx, client.Target{Group: id, Container: "payload"}, host.LogOptions{}, &out); err != nil {
-			return err
-		}
-		var err error
-		at, err = stamp(out.String())
-		return err
-	})
-	return at, err
+	return payloadStamp(ctx, e.api, id, 0)
 }
 
 func started(g *client.Group) (bool, error) {

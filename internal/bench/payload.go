@@ -122,13 +122,16 @@ func now() time.Duration {
 }
 
 // stamp reads what the payload printed, wherever a log puts it.
-func stamp(output string) (time.Duration, error) {
+func stamp(output string) (time.Duration, error) { return stampAfter(output, 0) }
+
+// stampAfter reads the first time after a moment that the payload printed.
+func stampAfter(output string, after time.Duration) (time.Duration, error) {
 	for line := range strings.Lines(output) {
 		text := strings.TrimSpace(line)
 		if len(text) != stampLength-1 {
 			continue
 		}
-		if n, err := strconv.ParseUint(text, 16, 63); err == nil {
+		if n, err := strconv.ParseUint(text, 16, 63); err == nil && time.Duration(n) > after {
 			return time.Duration(n), nil
 		}
 	}

@@ -12,11 +12,12 @@ import (
 
 // Options choose what is measured and how long.
 type Options struct {
-	Name     string          // start, burst, density, place or network
+	Name     string          // one of Names
 	Dir      string          // scratch; made and removed
-	Runs     int             // rounds of start; a fifth of it of network
+	Runs     int             // rounds of start; parts of it of network and failover
 	Burst    int             // groups of burst
 	Density  int             // groups of density
+	Saturate time.Duration   // of failover: how long every core is kept busy
 	Peers    map[string]bool // only these; empty: all
 	Progress func(name string, done, of int)
 }
@@ -26,6 +27,8 @@ const (
 	DefaultRuns    = 50
 	DefaultBurst   = 200
 	DefaultDensity = 500
+	// DefaultSaturate is short: what is promised is promised for ten minutes.
+	DefaultSaturate = time.Minute
 )
 
 func (o Options) progress(name string, done, of int) {
@@ -43,11 +46,12 @@ func (o Options) gvisorRuns() int { return max(o.Runs/3, 1) }
 func (o Options) burstRounds() int { return 3 }
 
 // Names are the benchmarks.
-func Names() []string { return []string{"start", "burst", "density", "place", "network"} }
+func Names() []string { return []string{"start", "burst", "density", "place", "network", "failover"} }
 
 // Run measures one benchmark.
 func Run(ctx context.Context, o Options) (*Report, error) {
-	run, ok := map[string]func(context.Context, Options) (*Report, error){"start": start, "burst": burst, "density": density, "place": placements, "network": networkPaths}[o.Name]
+	run, ok := map[string]func(context.Context, Options) (*Report, error){"start": start, "burst": burst, "density": density, "place": placements, "network": networkPaths,
+		"failover": failover}[o.Name]
 	if !ok {
 		return nil, fault.New(fault.Invalid, "", "There is no benchmark '%s'; there are %v.", o.Name, Names())
 	}

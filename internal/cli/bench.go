@@ -21,8 +21,8 @@ func (a *app) benchCommand() *cobra.Command {
 		Short: "Measure this machine beside crun, docker, podman and ctr",
 		Long: "Measures on a platform of its own, which it takes away again, beside the tools that are installed here:\n" +
 			"crun, docker (a dockerd of its own), podman, ctr (a containerd of its own), runsc. Network has other ways between the\n" +
-			"same two namespaces for peers. Runs are interleaved; ratios\n" +
-			"are medians of paired runs, ours over theirs. Needs root.",
+			"same two namespaces for peers, failover a Docker Swarm of three daemons. Runs are interleaved; ratios are medians of\n" +
+			"paired runs, ours over theirs. Needs root.",
 		Args:      names("one of "+strings.Join(bench.Names(), ", "), 1, 1),
 		ValidArgs: bench.Names(),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -50,10 +50,28 @@ func (a *app) benchCommand() *cobra.Command {
 	}
 	f := c.Flags()
 	f.BoolVar(&asJSON, "json", false, "print JSON")
-	f.IntVar(&o.Runs, "runs", bench.DefaultRuns, "rounds of start; of network a fifth of it")
+	f.IntVar(&o.Runs, "runs", bench.DefaultRuns, "rounds of start; parts of it of network and failover")
+	f.DurationVar(&o.Saturate, "saturate", bench.DefaultSaturate, "how long failover keeps every core busy")
 	f.IntVar(&o.Burst, "groups", bench.DefaultBurst, "groups of burst")
 	f.IntVar(&o.Density, "density", bench.DefaultDensity, "groups of density")
 	f.StringSliceVar(&peers, "peers", nil, "only these peers")
+	return c
+}
+
+// benchPartCommand is run by benchmarks, for what has to be a process of its own.
+func (a *app) benchPartCommand() *cobra.Command {
+	var dir, listen string
+	etcd := &cobra.Command{Use: "etcd", Args: none, RunE: func(c *cobra.Command, _ []string) error {
+		return bench.ServeEtcd(c.Context(), dir, listen, a.stdout)
+	}}
+	etcd.Flags().StringVar(&dir, "data-dir", "", "where it keeps its data")
+	etcd.Flags().StringVar(&listen, "listen", "", "URL at which it answers")
+	spin := &cobra.Command{Use: "spin", Args: none, RunE: func(c *cobra.Command, _ []string) error {
+		bench.Spin(c.Context())
+		return nil
+	}}
+	c := family(bench.PartCommand, "Play a part in a benchmark", etcd, spin)
+	c.Hidden = true
 	return c
 }
 

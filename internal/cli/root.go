@@ -76,7 +76,7 @@ func (a *app) commands() []*cobra.Command {
 			a.restartCommand(), a.rmCommand(), a.exportCommand(), a.addressCommand()),
 		chapter(chapterMachines, a.imageCommand(), a.hostCommand(), a.tokenCommand(), a.usageCommand()),
 		chapter(chapterPlatform, a.platformCommands()...),
-		[]*cobra.Command{a.azCommand(), a.versionCommand(), a.manCommand(), a.cloneCommand()})
+		[]*cobra.Command{a.azCommand(), a.versionCommand(), a.manCommand(), a.cloneCommand(), a.benchPartCommand()})
 }
 
 // goNoise is what Go's parsers say of themselves inside an error.
