@@ -170,7 +170,7 @@ func TestComparisonLeadsThere(t *testing.T) {
 			t.Fatal(err)
 		}
 		have := Entries{maps.Clone(a.Entries.Routes), maps.Clone(a.Entries.Neighbours), maps.Clone(a.Entries.Forwards)}
-		gone, come := b.Compare(have)
+		gone, come := b.Compare("", have)
 		for k := range gone.Routes {
 			if _, wanted := b.Entries.Routes[k]; wanted {
 				t.Fatalf("route %s is wanted and goes", k)
@@ -187,7 +187,7 @@ func TestComparisonLeadsThere(t *testing.T) {
 		maps.Copy(have.Neighbours, come.Neighbours)
 		maps.DeleteFunc(have.Forwards, func(k MAC, _ netip.Addr) bool { _, ok := gone.Forwards[k]; return ok })
 		maps.Copy(have.Forwards, come.Forwards)
-		gone, come = b.Compare(have)
+		gone, come = b.Compare("", have)
 		if n := len(gone.Routes) + len(gone.Neighbours) + len(gone.Forwards) + len(come.Routes) + len(come.Neighbours) + len(come.Forwards); n > 0 {
 			t.Fatalf("still %v and %v", gone, come)
 		}
