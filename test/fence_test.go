@@ -26,7 +26,7 @@ type fencing struct {
 const alive = `mkdir -p /signs/$HOSTNAME; read now _ </proc/uptime; f=/signs/$HOSTNAME/$now
 while :; do read now _ </proc/uptime; echo $now >>$f; sleep 0.03; done`
 
-func startFencing(t *testing.T) *fencing {
+func startFencing(t *testing.T, env ...string) *fencing {
 	t.Helper()
 	s := newSite(t)
 	first := s.machine("first")
@@ -34,7 +34,7 @@ func startFencing(t *testing.T) *fencing {
 	f.platform = startPlatform(t, options{on: first, args: []string{"--hosts-listen", first.addr + ":8444", "--beat", beat.String(), "--share", "signs=" + f.share}})
 	for _, name := range []string{"h1", "h2"} {
 		h := prepareHost(t, s.machine(name))
-		h.args = []string{"--share", "signs=" + f.share}
+		h.args, h.env = []string{"--share", "signs=" + f.share}, env
 		h.join(endpointOf(t, f.dir), token(t, f.client))
 		f.hosts[name] = h
 		awaitHost(t, f.client, name, host.Ready)
@@ -66,8 +66,15 @@ func (f *fencing) only(name string) {
 // living makes a group that shows signs of life.
 func (f *fencing) living(failover M) string {
 	f.Helper()
-	n := f.create("living", []M{container("c", alive, mounts(M{"name": "signs", "mountPath": "/signs"}))}, M{"restartPolicy": "Always",
-		"volumes": []M{{"name": "signs", "azureFile": M{"shareName": "signs", "storageAccountName": "acc"}}}}, failover)
+	return f.livingWith([]M{container("c", alive, inSigns)}, failover)
+}
+
+var inSigns = mounts(M{"name": "signs", "mountPath": "/signs"})
+
+func (f *fencing) livingWith(containers []M, parts ...M) string {
+	f.Helper()
+	n := f.create("living", containers, append(parts, M{"restartPolicy": "Always",
+		"volumes": []M{{"name": "signs", "azureFile": M{"shareName": "signs", "storageAccountName": "acc"}}}})...)
 	f.running(n)
 	return n
 }
@@ -221,4 +228,35 @@ func (f *fencing) comesBack(n string, times int, when string) {
 	f.await(n, "a restart", func(g *client.Group) bool { return g.State() == "Running" && restarts(g, 0) == times })
 	waitFor(f.T, "signs of life after that", func() bool { return len(f.signs(n)) > times })
 	f.inTurn(n, times+1, when)
+}
+
+// TestFencedKinds ends groups whose containers are more than one process: in a guest kernel, shared and not, and in a
+// process namespace that they share. The signs of life come from a child.
+func TestFencedKinds(t *testing.T) {
+	t.Parallel()
+	f := startFencing(t, withRunsc(t))
+	f.only("h1")
+	child := `mkdir -p /signs/$HOSTNAME; f=/signs/$HOSTNAME/$(date +%s)
+( while :; do read now _ </proc/uptime; echo $now >>$f; sleep 0.05; done ) & wait`
+	one, fenced := container("c", child, inSigns, roomy), M{"failover": "Fenced"}
+	pair := []M{one, container("d", sleeper, roomy)}
+	groups := []string{f.livingWith([]M{one}, fenced, M{"isolation": "gvisor"}), f.livingWith(pair, fenced, M{"isolation": "gvisor"}),
+		f.livingWith(pair, fenced, M{"shareProcessNamespace": true})}
+	if err := f.signal(syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range groups {
+		f.dies(n)
+	}
+	if err := f.up(); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range groups {
+		g := f.await(n, "a restart", func(g *client.Group) bool { return restarts(g, 0) == 1 && g.State() == "Running" })
+		for _, c := range g.Properties.Containers {
+			if v := c.Properties.InstanceView; v.Current.State != "Running" || v.Previous == nil || !strings.HasPrefix(v.Previous.Detail, "LeaseLost") {
+				t.Errorf("container %s of %s: %+v after %+v", c.Name, n, v.Current, v.Previous)
+			}
+		}
+	}
 }

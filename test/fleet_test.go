@@ -38,7 +38,7 @@ type fleetHost struct {
 	name, dir string
 	on        *machine
 	bin       binaries
-	args      []string // beside those of every host
+	args, env []string // beside those of every host
 	cmd       *exec.Cmd
 	log       *os.File
 	down      bool // killed, and to be started again
@@ -91,7 +91,7 @@ func (h *fleetHost) limitDisk(size int) {
 func (h *fleetHost) start(args ...string) {
 	h.Helper()
 	h.cmd = h.on.command(h.bin.spillway, append([]string{"agent", "--data-dir", h.dir, "--pool", "2"}, append(h.args, args...)...)...)
-	h.cmd.Env = append(os.Environ(), "SPILLWAY_KEEPER="+h.bin.keeper)
+	h.cmd.Env = append(append(os.Environ(), "SPILLWAY_KEEPER="+h.bin.keeper), h.env...)
 	h.cmd.Stderr = h.log
 	stdout, err := h.cmd.StdoutPipe()
 	if err == nil {

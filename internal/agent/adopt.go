@@ -137,6 +137,7 @@ func (w *worker) adoptContainer(c *converge.Container, k keeper.Container, found
 	}
 	switch c.Phase {
 	case converge.Running:
+		w.guard(c.Name)
 		w.settle(spec)
 		w.afterStart(w.a.ctx, spec, l)
 	case converge.Stopping:

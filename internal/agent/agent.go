@@ -102,7 +102,7 @@ type Agent struct {
 	workers  map[string]*worker
 	statuses map[string]group.Status
 	members  map[string]network.Membership // by slot
-	fenced   map[string]string             // slots of fenced groups that were started, by uid
+	fenced   map[string]map[string]bool    // cgroups of fenced groups' containers, by uid
 	retained bool                          // the control plane has named all groups
 	found    inventory                     // what the keeper had when we connected, until workers take it over
 	ctx      context.Context
@@ -113,7 +113,7 @@ var _ host.Link = (*Agent)(nil)
 // Open prepares the host: directories, cgroups, the keeper. Groups are adopted when they are assigned.
 func Open(ctx context.Context, cfg Config) (*Agent, error) {
 	a := &Agent{cfg: cfg, workers: map[string]*worker{}, statuses: map[string]group.Status{},
-		members: map[string]network.Membership{}, named: map[string]bool{}, homes: map[string]home{}, fenced: map[string]string{}, leases: newLeases(), ctx: ctx}
+		members: map[string]network.Membership{}, named: map[string]bool{}, homes: map[string]home{}, fenced: map[string]map[string]bool{}, leases: newLeases(), ctx: ctx}
 	if cfg.PoolSize == 0 {
 		a.cfg.PoolSize = DefaultPoolSize
 	}

@@ -2,6 +2,10 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"io/fs"
+	"maps"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -71,20 +75,20 @@ func (a *Agent) watchLease(ctx context.Context) {
 			continue
 		}
 		killed = until
-		for _, slot := range a.fencedSlots() {
-			if err := a.tree.Kill(slot); err != nil {
-				a.cfg.Log.Error("kill a fenced group", "slot", slot, "error", err)
+		for _, path := range a.fencedCgroups() {
+			if err := a.tree.Kill(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				a.cfg.Log.Error("kill a fenced container", "cgroup", path, "error", err)
 			}
 		}
 	}
 }
 
-func (a *Agent) fencedSlots() []string {
+func (a *Agent) fencedCgroups() []string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var out []string
-	for _, slot := range a.fenced {
-		out = append(out, slot)
+	for _, paths := range a.fenced {
+		out = slices.AppendSeq(out, maps.Keys(paths))
 	}
 	return out
 }
@@ -101,10 +105,22 @@ func (w *worker) leaseFor(name string) (until time.Duration, ok bool) {
 		w.leaseLost(name)
 		return 0, false
 	}
-	w.a.mu.Lock()
-	w.a.fenced[w.m.UID] = w.m.Slot.ID
-	w.a.mu.Unlock()
+	w.guard(name)
 	return w.lease, true
+}
+
+// guard notes which cgroup ends with the lease: a fenced container's own. What the slot has beside, the first process of a
+// namespace that they share, say, is needed by the next run.
+func (w *worker) guard(name string) {
+	if !w.fenced() || w.m.Slot == nil {
+		return
+	}
+	w.a.mu.Lock()
+	defer w.a.mu.Unlock()
+	if w.a.fenced[w.m.UID] == nil {
+		w.a.fenced[w.m.UID] = map[string]bool{}
+	}
+	w.a.fenced[w.m.UID][cgroupOf(w.m.Slot.ID, w.position(name), &w.g.Spec)] = true
 }
 
 // leaseLost puts a start off until the host has a lease.

@@ -65,8 +65,9 @@ type Controller struct {
 	mu      sync.RWMutex // guards what follows; held only for memory, never over IO
 	idx     index
 	links   map[string]host.Link
-	absent  map[string]*absence // by name: hosts that have joined and are not connected
-	settled bool                // what hosts have not told by now does not count
+	states  map[string]host.State // of connected hosts, as heard last
+	absent  map[string]*absence   // by name: hosts that have joined and are not connected
+	settled bool                  // what hosts have not told by now does not count
 
 	span      *span
 	naming    *naming
@@ -104,7 +105,7 @@ func New(ctx context.Context, cfg Config) (*Controller, error) {
 	if cfg.LostAfter == 0 {
 		cfg.LostAfter = DefaultLostAfter
 	}
-	c := &Controller{cfg: cfg, idx: newIndex(place.Policies{Default: cfg.Policy, Pools: cfg.Pools}), links: map[string]host.Link{}, absent: map[string]*absence{},
+	c := &Controller{cfg: cfg, idx: newIndex(place.Policies{Default: cfg.Policy, Pools: cfg.Pools}), links: map[string]host.Link{}, absent: map[string]*absence{}, states: map[string]host.State{},
 		dirty: newQueue(), gone: newQueue(), moved: newQueue(), left: newQueue(), room: make(chan struct{}, 1), span: newSpan(cfg.Now()), naming: newNaming()}
 	if err := c.load(ctx); err != nil {
 		return nil, fmt.Errorf("load groups: %w", err)

@@ -44,24 +44,26 @@ func (c *Controller) failoverLoop(ctx context.Context) {
 		case <-tick.C:
 		}
 		if c.loseHosts() {
-			c.withdraw()
+			c.withdraw(ctx)
 		}
 		c.moveLost(ctx)
 	}
 }
 
-// loseHosts declares those lost that have been silent for too long. Their groups are no endpoints from then on.
+// loseHosts declares those lost that have been silent for too long. Their groups are no endpoints from then on. It is true
+// when others have to be told of some.
 func (c *Controller) loseHosts() (some bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := c.cfg.Now()
 	for name, a := range c.absent {
 		if !a.lost && now.Sub(a.since) >= c.cfg.LostAfter {
-			a.lost, some = true, true
+			a.lost = true
 			c.showHost(name)
 			c.followTargets(name)
 			c.cfg.Log.Error("host lost", "host", name, "silentFor", now.Sub(a.since).Round(time.Millisecond), "groups", len(c.idx.byHost[name]))
 		}
+		some = some || a.lost && a.withdrawn == 0
 	}
 	return some
 }

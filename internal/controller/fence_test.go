@@ -155,3 +155,15 @@ func TestNewLeaderCountsLeasesFromItsStart(t *testing.T) {
 	clock.Add(int64(time.Millisecond))
 	awaitView(t, c, "fenced", "the other host", func(v arm.View) bool { return v.Group.Host == "h2" })
 }
+
+func TestFailoverStaysWhileAGroupRuns(t *testing.T) {
+	c := fleet(t)
+	join(t, c, "h1")
+	putAlways(t, c, "web")
+	await(t, c, "web", group.Running)
+	req := request("run=1h")
+	req.Spec.RestartPolicy, req.Spec.Failover = group.RestartAlways, group.FailoverFenced
+	if _, err := c.Put(t.Context(), ref("web"), req); fault.KindOf(err) != fault.Invalid {
+		t.Errorf("a running group becomes a fenced one: %v, want a refusal", err)
+	}
+}

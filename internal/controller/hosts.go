@@ -28,6 +28,7 @@ type hostRecord struct {
 	Last   host.Host `json:"last,omitzero"`  // how it described itself when it connected last
 
 	Blocks []netip.Prefix `json:"blocks,omitempty"` // where its groups' addresses are from
+	Lost   bool           `json:"lost,omitempty"`   // until it is ready again
 
 	revision int64
 }
@@ -63,7 +64,7 @@ func (c *Controller) applyHost(ch store.Change) error {
 		if c.feed == nil { // this process has just begun: hosts have to find it first
 			since = since.Add(reconnectTime)
 		}
-		c.absent[name] = &absence{since: since}
+		c.absent[name] = &absence{since: since, lost: r.Lost}
 	}
 	c.showHost(name)
 	return nil
@@ -120,6 +121,7 @@ func (c *Controller) Connect(link host.Link) {
 	c.placing.Lock()
 	c.mu.Lock()
 	c.links[name] = link
+	c.states[name] = c.describe(name).State
 	mine := c.idx.onHost(name)
 	c.mu.Unlock()
 	// First what there is, then that there is nothing else: a host that sweeps must know what its groups hold.
@@ -174,8 +176,13 @@ func (c *Controller) Disconnect(link host.Link, heard time.Time, why error) {
 func (c *Controller) Heard(name string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.links[name] != nil {
-		c.showHost(name)
+	if c.links[name] == nil {
+		return
+	}
+	c.showHost(name)
+	if state := c.describe(name).State; state != c.states[name] {
+		c.states[name] = state
+		c.respan()
 	}
 }
 

@@ -25,7 +25,7 @@ type span struct {
 	mu      sync.Mutex      // orders what hosts are told; taken before the controller's
 	version atomic.Int64    // written with mu held
 	told    map[string]told // by name: links, and what they have been told of themselves
-	peers   map[string]host.Peer
+	peers   map[string]host.Peer // by name; nil: nobody has been told anything
 	bell    *queue
 }
 
@@ -38,7 +38,7 @@ type told struct {
 
 // newSpan begins to count versions where no earlier leader has got to.
 func newSpan(now time.Time) *span {
-	s := &span{told: map[string]told{}, peers: map[string]host.Peer{}, bell: newQueue()}
+	s := &span{told: map[string]told{}, bell: newQueue()}
 	s.version.Store(now.UnixNano())
 	return s
 }
@@ -53,6 +53,7 @@ func (c *Controller) spanLoop(ctx context.Context) {
 	}
 	for c.span.bell.wait(ctx) {
 		c.span.bell.take(maxAttempts)
+		c.noteReturned(ctx)
 		if err := c.grantBlocks(ctx); err != nil && ctx.Err() == nil {
 			c.cfg.Log.Error("give hosts address blocks", "error", err)
 			time.AfterFunc(retryDelay, c.respan)
@@ -269,6 +270,9 @@ func (c *Controller) spanAll(name string, link host.Link) {
 	defer s.mu.Unlock()
 	c.mu.RLock()
 	now := c.ownSpan(name, link)
+	if s.peers == nil { // a leader's first word leaves things as they were
+		s.peers = c.takingPart()
+	}
 	c.mu.RUnlock()
 	o := host.Overlay{Version: s.version.Load(), Full: true, Underlay: now.underlay, Blocks: now.blocks}
 	o.Set = without(slices.SortedFunc(maps.Values(s.peers), func(a, b host.Peer) int { return cmp.Compare(a.Name, b.Name) }), name)
@@ -286,7 +290,7 @@ func (c *Controller) ownSpan(name string, l host.Link) told {
 	return told{link: l, underlay: l.Describe().Underlay, blocks: c.blocksOf(name)}
 }
 
-// takingPart are the hosts that others may reach, with the lock held: those that have blocks, are not lost, and are the only
+// takingPart are the hosts that others may reach, with both locks held: those that have blocks, are not lost, and are the only
 // ones at their address. Of several at one address the first by name takes part.
 func (c *Controller) takingPart() map[string]host.Peer {
 	out := map[string]host.Peer{}
@@ -294,6 +298,9 @@ func (c *Controller) takingPart() map[string]host.Peer {
 	for _, name := range slices.Sorted(maps.Keys(c.idx.hosts)) {
 		r := c.idx.hosts[name]
 		h, ok := c.known(name)
+		if _, takes := c.span.peers[name]; h.State != host.Ready && (r.Lost || c.links[name] != nil && !takes) {
+			continue // one that comes back has to stop first what was started elsewhere
+		}
 		if !ok || h.State == host.Lost || !h.Underlay.Is4() || h.Underlay.IsLoopback() || len(r.Blocks) == 0 {
 			continue
 		}
@@ -306,15 +313,49 @@ func (c *Controller) takingPart() map[string]host.Peer {
 	return out
 }
 
-// withdraw takes the addresses of lost hosts away from all others.
-func (c *Controller) withdraw() {
+// withdraw takes the addresses of lost hosts away from all others, and writes down that they are lost: a later leader must
+// not let them in again.
+func (c *Controller) withdraw(ctx context.Context) {
 	version := c.tellSpan()
+	var names []string
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, a := range c.absent {
+	for name, a := range c.absent {
 		if a.lost && a.withdrawn == 0 {
 			a.withdrawn, a.withdrawnAt = version, c.cfg.Now()
+			names = append(names, name)
 		}
+	}
+	c.mu.Unlock()
+	for _, name := range names {
+		c.noteLost(ctx, name, true)
+	}
+}
+
+func (c *Controller) noteLost(ctx context.Context, name string, lost bool) {
+	err := c.changeHost(ctx, name, func(r *hostRecord) error {
+		if r.Lost == lost || r.UID == "" {
+			return errUnchanged
+		}
+		r.Lost = lost
+		return nil
+	})
+	if err != nil && ctx.Err() == nil {
+		c.cfg.Log.Error("write down whether a host is lost", "host", name, "lost", lost, "error", err)
+	}
+}
+
+// noteReturned writes down that hosts are not lost any more.
+func (c *Controller) noteReturned(ctx context.Context) {
+	var back []string
+	c.mu.RLock()
+	for name := range c.links {
+		if r := c.idx.hosts[name]; r != nil && r.Lost && c.describe(name).State == host.Ready {
+			back = append(back, name)
+		}
+	}
+	c.mu.RUnlock()
+	for _, name := range back {
+		c.noteLost(ctx, name, false)
 	}
 }
 

@@ -231,3 +231,30 @@ func TestNetworksAreNumberedOnce(t *testing.T) {
 		t.Errorf("three networks have %d numbers", len(ids))
 	}
 }
+
+func TestNewLeaderKeepsThePeers(t *testing.T) {
+	c := spanning(t, mem.New())
+	one, two := joinAt(t, c, "h1", "192.0.2.1"), joinAt(t, c, "h2", "192.0.2.2")
+	joinAt(t, c, "h3", "192.0.2.3")
+	eventually(t, "the peers", func() bool { return slices.Equal(peers(two), []string{"h1", "h3"}) })
+	c.Disconnect(one, time.Now(), errors.New("test"))
+	eventually(t, "the withdrawal", func() bool { return slices.Equal(peers(two), []string{"h3"}) })
+	eventually(t, "a note of the loss", func() bool { c.mu.RLock(); defer c.mu.RUnlock(); return c.idx.hosts["h1"].Lost })
+
+	next := spanning(t, c.cfg.Store)
+	next.Connect(two)
+	if got := peers(two); !slices.Equal(got, []string{"h3"}) {
+		t.Errorf("a new leader's first word names the peers %v, want h3 alone: h1 is lost, h3 on its way", got)
+	}
+	// It comes back, but has to clear up first.
+	one.Change(func(h *host.Host) { h.State = host.NotReady })
+	next.Connect(one)
+	time.Sleep(2 * failoverTick)
+	if got := peers(two); !slices.Equal(got, []string{"h3"}) {
+		t.Errorf("a host that is not ready yet was let in: %v", got)
+	}
+	one.Change(func(h *host.Host) { h.State = host.Ready })
+	next.Heard("h1")
+	eventually(t, "the host that is back", func() bool { return slices.Equal(peers(two), []string{"h1", "h3"}) })
+	eventually(t, "a note of its return", func() bool { next.mu.RLock(); defer next.mu.RUnlock(); return !next.idx.hosts["h1"].Lost })
+}

@@ -66,6 +66,7 @@ type Client struct {
 	mu       sync.Mutex // guards what follows
 	statuses map[string]group.Status
 	fresh    map[string]bool // uids that the server has not been told of
+	clearing clearing
 	bell     chan struct{}
 	changed  chan struct{} // what the host says of itself is news
 }
@@ -83,6 +84,7 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 func (c *Client) Report(s group.Status) {
 	c.mu.Lock()
 	c.statuses[s.UID] = s
+	c.follow(&s)
 	c.fresh[s.UID] = true
 	c.mu.Unlock()
 	select {
@@ -131,6 +133,7 @@ func (c *Client) tellAll() {
 func (c *Client) retained(uids map[string]bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.clear(uids)
 	for uid := range c.statuses {
 		if !uids[uid] {
 			delete(c.statuses, uid)
@@ -217,8 +220,9 @@ func (c *Client) connect(ctx context.Context, to string) error {
 	if err != nil {
 		return err
 	}
+	c.begin()
 	n := &connection{c: c, conn: conn, stream: ss, sent: map[int64]time.Duration{}}
-	if err := n.say(&up{Hello: &hello{Version: Version, Host: c.cfg.Local.Describe(), Term: c.term}}); err != nil {
+	if err := n.say(&up{Hello: &hello{Version: Version, Host: c.describe(), Term: c.term}}); err != nil {
 		return errors.Join(err, n.refusal())
 	}
 	var first down
@@ -318,7 +322,7 @@ func (n *connection) beats(ctx context.Context, every time.Duration) error {
 		n.sent[seq] = n.c.cfg.Clock()
 		delete(n.sent, seq-2*Missed)
 		n.mu.Unlock()
-		if err := n.say(&up{Beat: &beat{Host: n.c.cfg.Local.Describe(), Seq: seq, Time: time.Now()}}); err != nil {
+		if err := n.say(&up{Beat: &beat{Host: n.c.describe(), Seq: seq, Time: time.Now()}}); err != nil {
 			return err
 		}
 		if err := n.renew(); err != nil {

@@ -15,6 +15,7 @@ type run struct {
 	last   group.Status    // the newest report
 	logs   map[string]*log // of the containers of this epoch
 	closed bool
+	live   bool // something of it runs
 
 	epoch      int64 // that runs; only the loop uses it and what follows
 	starts     map[string]int
@@ -64,6 +65,9 @@ func (r *run) loop() {
 			time.Sleep(takes)
 			r.stopAll()
 			r.say(g, group.Stopped, false)
+		case g.Spec.Fenced() && r.host.leaseless():
+			r.stopAll()
+			r.epoch = 0 // it begins again when there is a lease
 		case r.epoch != g.Epoch:
 			r.stopAll()
 			r.begin(g)
@@ -158,6 +162,9 @@ func (r *run) end(s *group.ContainerStatus, code int) {
 }
 
 func (r *run) stopAll() {
+	r.host.mu.Lock()
+	r.live = false
+	r.host.mu.Unlock()
 	for i := range r.containers {
 		if r.containers[i].Current.State == group.Started {
 			r.end(&r.containers[i], 143)
@@ -204,7 +211,7 @@ func (r *run) say(g *group.Group, state group.State, gone bool) {
 		s.Finished = time.Now()
 	}
 	r.host.mu.Lock()
-	r.last = s
+	r.last, r.live = s, state == group.Running
 	r.host.mu.Unlock()
 	r.host.report(s)
 }
