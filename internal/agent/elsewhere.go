@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"maps"
 	"net/netip"
 	"slices"
@@ -86,8 +87,11 @@ func (a *Agent) homesOf(wish host.Overlay, networks []network.OverlayNetwork) []
 			out = append(out, network.Home{Network: h.network, Addr: h.Addr, Peer: peer})
 		}
 	}
-	slices.SortFunc(out, func(a, b network.Home) int { return a.Addr.Compare(b.Addr) })
-	return out
+	slices.SortFunc(out, func(a, b network.Home) int {
+		return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.Network, b.Network), a.Peer.Compare(b.Peer))
+	})
+	// One that has changed hands may be told of twice for a moment: the wish has to make sense all the same.
+	return slices.CompactFunc(out, func(a, b network.Home) bool { return a.Addr == b.Addr })
 }
 
 func dnsNames(names []host.Name) []dns.Name {

@@ -22,9 +22,9 @@ const fencePatience = 10 * time.Second
 
 // span is what hosts have been told of the network over all of them.
 type span struct {
-	mu      sync.Mutex      // orders what hosts are told; taken before the controller's
-	version atomic.Int64    // written with mu held
-	told    map[string]told // by name: links, and what they have been told of themselves
+	mu      sync.Mutex           // orders what hosts are told; taken before the controller's
+	version atomic.Int64         // written with mu held
+	told    map[string]told      // by name: links, and what they have been told of themselves
 	peers   map[string]host.Peer // by name; nil: nobody has been told anything
 	bell    *queue
 }
