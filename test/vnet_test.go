@@ -3,6 +3,7 @@ package test
 import (
 	"net/netip"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -130,7 +131,7 @@ func TestVirtualNetworksOverHosts(t *testing.T) {
 		t.Fatal(err)
 	}
 	second := w.hosts["second"]
-	second.signal(9)
+	second.signal(syscall.SIGKILL)
 	moved := w.await("b", "a start elsewhere", func(g *client.Group) bool { return g.Properties.Host != "second" && g.State() == "Running" })
 	if address(moved) != address(b) {
 		t.Errorf("the address after the loss of the host is %s, was %s", address(moved), address(b))
@@ -140,5 +141,49 @@ func TestVirtualNetworksOverHosts(t *testing.T) {
 	time.Sleep(3 * beat)
 	if got := w.fetch("a", address(b)); got != "b" {
 		t.Errorf("the group that was started elsewhere, with its old host back: %q", got)
+	}
+}
+
+// TestAddressesSurviveKills: groups of a subnet keep their address, and the way to each other, over the death of the platform
+// and of the keeper.
+func TestAddressesSurviveKills(t *testing.T) {
+	t.Parallel()
+	p := startPlatform(t, options{})
+	if err := p.importImage(busybox()); err != nil {
+		t.Fatal(err)
+	}
+	_, web, data := p.network("one")
+	a, b := p.create("a", []M{page("a")}, inSubnet(web), M{"restartPolicy": "Always"}), p.create("b", []M{page("b")}, inSubnet(data), M{"restartPolicy": "Always"})
+	at := map[string]string{a: address(p.running(a)), b: address(p.running(b))}
+	meet := func(when string) {
+		t.Helper()
+		for _, n := range []string{a, b} {
+			waitFor(t, n+" running "+when, func() bool { return p.get(n).State() == "Running" })
+			if got := address(p.get(n)); got != at[n] {
+				t.Errorf("%s: the address of %s is %s, was %s", when, n, got, at[n])
+			}
+		}
+		for _, pair := range [][2]string{{a, b}, {b, a}} {
+			waitFor(t, "a page of "+pair[1]+" for "+pair[0]+" "+when, func() bool {
+				out, _, err := p.tryExec(pair[0], "c", "timeout 2 wget -qO- http://"+at[pair[1]]+":8080/ 2>&1; true")
+				return err == nil && out == pair[1][:1]
+			})
+		}
+	}
+	meet("before")
+	if err := p.signal(syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.up(); err != nil {
+		t.Fatal(err)
+	}
+	meet("after the platform's death")
+	for range 3 {
+		before := p.keeperPid()
+		if err := syscall.Kill(before, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		waitFor(t, "another keeper", func() bool { pid := p.keeperPid(); return pid != 0 && pid != before })
+		meet("after the keeper's death")
 	}
 }

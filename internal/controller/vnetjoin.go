@@ -17,6 +17,10 @@ import (
 // claim of new ones. old is nil for a new group. The operations belong into the commit, and leave has to be called after
 // it: until then the subnet stays as it is. Errors: not-found, invalid, conflict (an address in use), exhausted.
 func (c *Controller) enterSubnet(old, g *group.Group) (ops []store.Op, leave func(), err error) {
+	if g.Spec.Subnet == nil { // nobody's change of a virtual network holds it up
+		g.Address = netip.Addr{}
+		return addressOps(old, g), func() {}, nil
+	}
 	c.netting.RLock()
 	leave = c.netting.RUnlock
 	defer func() {
@@ -27,9 +31,6 @@ func (c *Controller) enterSubnet(old, g *group.Group) (ops []store.Op, leave fun
 	}()
 	want := g.Spec.Subnet
 	g.Address = netip.Addr{}
-	if want == nil {
-		return addressOps(old, g), leave, nil
-	}
 	asked, err := requested(&g.Spec)
 	if err != nil {
 		return nil, leave, err
