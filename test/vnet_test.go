@@ -84,7 +84,9 @@ func TestVirtualNetworks(t *testing.T) {
 	if _, stderr, code := p.cli("restart", a); code != 0 {
 		t.Fatal(stderr)
 	}
-	p.await(a, "another epoch", func(g *client.Group) bool { return g.Properties.Epoch > before.Properties.Epoch && g.State() == "Running" })
+	p.await(a, "another epoch", func(g *client.Group) bool {
+		return g.Properties.Epoch > before.Properties.Epoch && g.State() == "Running"
+	})
 	if got := address(p.running(a)); got != at[a] {
 		t.Errorf("the address after a restart is %s, was %s", got, at[a])
 	}
