@@ -1,4 +1,4 @@
-// Mutants breaks invariants of the fleet one at a time, and looks whether the tests notice: a suite that lets one live
+// Command mutants breaks invariants of the fleet one at a time, and looks whether the tests notice: a suite that lets one live
 // does not watch that invariant. Sources are replaced for the build alone, so the tree stays as it is.
 //
 //	go run ./hack/mutants [NAME…]

@@ -203,7 +203,9 @@ func (r *run) say(g *group.Group, state group.State, gone bool) {
 	if gone || state == group.Stopped {
 		s.Epoch = g.Epoch
 	} else {
-		s.IP = r.host.address(r.serial)
+		if s.IP = r.host.address(r.serial); g.Address.IsValid() {
+			s.IP = g.Address.String()
+		}
 	}
 	for _, c := range r.containers {
 		c.Events = append([]group.Event(nil), c.Events...)

@@ -13,7 +13,7 @@ var layers = []struct {
 	name     string
 	packages []string
 }{
-	{"vocabulary", []string{"fault", "group", "host", "service", "store"}},
+	{"vocabulary", []string{"fault", "group", "host", "service", "store", "vnet"}},
 	{"pure", []string{"arm", "converge", "network/overlay", "place", "seccomp", "stream"}},
 	{"adapter", []string{"cgroup", "client", "dns", "hostlink", "identity", "image", "keeper", "network", "port", "probe", "runtime", "sandbox",
 		"store/embedded", "store/etcd", "store/mem", "store/sealed", "volume"}},
@@ -26,6 +26,7 @@ var sideways = map[string]string{
 	"host -> group":         "a host is asked to run groups: one vocabulary in two files",
 	"host -> service":       "and to carry service addresses",
 	"service -> group":      "a service address leads to groups, and is named as they are",
+	"vnet -> group":         "subnets are what groups have addresses of, and virtual networks are named as they are",
 	"dns -> port":           "it listens, and may be started again the moment it was killed",
 	"keeper -> sandbox":     "the keeper starts the sandbox's init and hands it its specification",
 	"runtime -> cgroup":     "a runtime is put together of cgroups, keeper and sandbox",
@@ -55,6 +56,7 @@ var outside = map[string][]string{
 	"internal/host":       {},
 	"internal/service":    {},
 	"internal/store":      {},
+	"internal/vnet":       {},
 	"internal/place":      {},
 	"internal/converge":   {},
 	"internal/sandbox":    {"golang.org/x/sys/unix"},
