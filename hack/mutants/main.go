@@ -43,7 +43,7 @@ var mutants = []mutant{
 	{"what a group holds is forgotten", "internal/controller/wait.go",
 		"if e.holds() {\n\t\tc.idx.fleet.Assign(g)", "if e.holds() && e.status != nil {\n\t\tc.idx.fleet.Assign(g)", []string{simulation}},
 	{"a running group's anti-affinity does not bind newcomers", "internal/place/selector.go",
-		"t.sel.forbids[at].add(id, n)", "t.sel.forbids[at].add(id, 0)", []string{"./internal/place"}},
+		"t.sel.forbids[at].add(id, n)", "t.sel.forbids[at].add(id, 0)", []string{"./internal/place", "-rapid.nofailfile"}},
 	{"a former leader's commits are not fenced", "internal/store/etcd/leader.go",
 		"store.Op{Key: f.leader.key, Kind: store.Check, If: f.leader.term}", "store.Op{Key: f.leader.key, Kind: store.Check, If: store.Any}", []string{"./internal/store/embedded"}},
 	{"a host listens to an older term", "internal/hostlink/client.go",

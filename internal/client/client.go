@@ -56,6 +56,12 @@ func New(cfg Config) (*Client, error) {
 	return &Client{cfg: cfg, tls: tlsConfig, http: &http.Client{Transport: transport}, cachePath: cacheFile(&cfg)}, nil
 }
 
+// DialWith has the client connect in another way, as into a network that is not this process's. It is called before the
+// first call.
+func (c *Client) DialWith(dial func(ctx context.Context, network, addr string) (net.Conn, error)) {
+	c.http.Transport.(*http.Transport).DialContext = dial
+}
+
 // Config is the configuration that the client was made with.
 func (c *Client) Config() Config { return c.cfg }
 

@@ -36,6 +36,9 @@ func (c *call) empty(status int) error {
 	return nil
 }
 
+// ErrorCodeHeader repeats an error's code, as Azure does: who passes answers on need not read them.
+const ErrorCodeHeader = "X-Ms-Error-Code"
+
 // fail renders an error. What is no fault for users is logged with the request's id, which the caller sees.
 func (a *api) fail(c *call, err error) {
 	if c.r.Context().Err() != nil && errors.Is(err, context.Canceled) {
@@ -55,6 +58,7 @@ func (a *api) fail(c *call, err error) {
 		c.w.Header().Set("Retry-After", "1")
 	}
 	c.w.Header().Set("X-Ms-Failure-Cause", "gateway")
+	c.w.Header().Set(ErrorCodeHeader, e.Code)
 	_ = c.answer(e.HTTPStatus(), arm.RenderError(e)) // strings always marshal
 }
 

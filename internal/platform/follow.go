@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"spillway.dev/spillway/internal/group"
+	"spillway.dev/spillway/internal/httpapi"
 	"spillway.dev/spillway/internal/identity"
 	"spillway.dev/spillway/internal/store"
 )
@@ -93,7 +94,7 @@ const retryPause = 50 * time.Millisecond
 
 // ServeHTTP implements http.Handler.
 func (f *follower) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if h := f.led(); h != nil {
+	if h := f.led(); h != nil && r.Method == http.MethodGet {
 		h.ServeHTTP(w, r)
 		return
 	}
@@ -103,8 +104,7 @@ func (f *follower) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	for deadline := time.Now().Add(leaderPatience); ; {
-		if h := f.led(); h != nil {
-			h.ServeHTTP(w, withBody(r, body, whole))
+		if h := f.led(); h != nil && lead(h, w, withBody(r, body, whole), whole) {
 			return
 		}
 		if to, ok := f.leader(r.Context()); ok && f.pass(w, withBody(r, body, whole), to) {
@@ -124,6 +124,47 @@ func (f *follower) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 }
+
+// lead answers a request as the server that leads. It is false when another leads by now, nothing was written, and nothing
+// answered: the request may go there.
+func lead(h http.Handler, w http.ResponseWriter, r *http.Request, whole bool) bool {
+	if !whole {
+		h.ServeHTTP(w, r)
+		return true
+	}
+	a := &answer{ResponseWriter: w}
+	h.ServeHTTP(a, r)
+	return !a.fenced
+}
+
+// answer holds back that another server leads.
+type answer struct {
+	http.ResponseWriter
+	begun, fenced bool
+}
+
+// WriteHeader implements http.ResponseWriter.
+func (a *answer) WriteHeader(status int) {
+	if !a.begun && a.Header().Get(httpapi.ErrorCodeHeader) == store.CodeFenced {
+		a.fenced = true
+		clear(a.Header())
+		return
+	}
+	a.begun = true
+	a.ResponseWriter.WriteHeader(status)
+}
+
+// Write implements http.ResponseWriter.
+func (a *answer) Write(body []byte) (int, error) {
+	if a.fenced {
+		return len(body), nil
+	}
+	a.begun = true
+	return a.ResponseWriter.Write(body)
+}
+
+// Unwrap is for streams, which need more than an answer.
+func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
 
 // keepBody holds a body so that the request can be sent twice; whole is false for one that is too large for that.
 func keepBody(r *http.Request) (body []byte, whole bool, err error) {

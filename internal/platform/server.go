@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -78,6 +79,48 @@ type replica struct {
 type leading struct {
 	leadership
 	serve http.Handler
+	calls *calls
+}
+
+// calls counts the requests under way, so that a leadership that ends by itself ends after them.
+type calls struct {
+	mu   sync.Mutex // guards what follows
+	n    int
+	over chan struct{} // closed when the last has ended, once somebody waits
+}
+
+func (c *calls) begin() {
+	c.mu.Lock()
+	c.n++
+	c.mu.Unlock()
+}
+
+func (c *calls) end() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.n--; c.n == 0 && c.over != nil {
+		close(c.over)
+		c.over = nil
+	}
+}
+
+// handOver is how long a leader that stops lets requests under way finish.
+const handOver = time.Second
+
+// wait waits until no request is under way; none begins any more.
+func (c *calls) wait() {
+	c.mu.Lock()
+	over := make(chan struct{})
+	if c.n == 0 {
+		close(over)
+	} else {
+		c.over = over
+	}
+	c.mu.Unlock()
+	select {
+	case <-over:
+	case <-time.After(handOver):
+	}
 }
 
 func (r *replica) run(ctx context.Context, kept Store) error {
@@ -159,10 +202,15 @@ func (r *replica) listen(ctx context.Context) error {
 
 // handler is the API while this server leads, else nil.
 func (r *replica) handler() http.Handler {
-	if l := r.leads.Load(); l != nil {
-		return l.serve
+	l := r.leads.Load()
+	if l == nil {
+		return nil
 	}
-	return nil
+	return http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		l.calls.begin()
+		defer l.calls.end()
+		l.serve.ServeHTTP(w, q)
+	})
 }
 
 // leadership is this server's, nil when it has none.
@@ -285,10 +333,12 @@ func (r *replica) lead(ctx context.Context, l *etcd.Leadership) error {
 	run.Go(func() error { return ctrl.Run(loops) })
 	run.Go(func() error { return ids.Run(loops) })
 	api := httpapi.New(httpapi.Config{Controller: ctrl, Identity: ids, Log: r.Log, Version: r.Version, Fleet: r.fleet.api(shared.String()), Stopping: loops.Done()})
-	r.leads.Store(&leading{leadership{term: l.Term(), ctrl: ctrl, holds: l.Holds, ctx: loops}, api})
+	under := &calls{}
+	r.leads.Store(&leading{leadership{term: l.Term(), ctrl: ctrl, holds: l.Holds, ctx: loops}, api, under})
 	r.Log.Info("this server leads", "term", l.Term())
 	<-loops.Done()
 	r.leads.Store(nil)
+	under.wait()
 	r.fleet.link.Drop(errors.New("this server does not lead any more"))
 	return errors.Join(context.Cause(loops), run.Wait())
 }

@@ -19,6 +19,10 @@ var (
 	ErrFenced    = errors.New("another server leads")
 )
 
+// CodeFenced is the code of the error that a caller gets whose write was refused because another server leads. Nothing was
+// written: it may be sent again.
+const CodeFenced = "ServerNotLeading"
+
 // Entry is a key with its value.
 type Entry struct {
 	Key      string

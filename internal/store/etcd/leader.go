@@ -159,7 +159,7 @@ func (f *fenced) Commit(ctx context.Context, ops ...store.Op) (int64, error) {
 	if errors.Is(getErr, store.ErrNotFound) || getErr == nil && e.Revision != f.leader.term {
 		f.leader.over.Store(true)
 		f.leader.end()
-		return 0, errors.Join(store.ErrFenced, fault.New(fault.Unavailable, "", "Another server leads now. Try again."))
+		return 0, errors.Join(store.ErrFenced, fault.New(fault.Unavailable, store.CodeFenced, "Another server leads now. Try again."))
 	}
 	return 0, err
 }
