@@ -4,7 +4,7 @@ GO    ?= go
 export CGO_ENABLED = 0
 LDFLAGS = -s -w
 
-.PHONY: build platform kubernetes conformance up down purge test soak chaos setup runsc generate vet race fuzz bench man clean need
+.PHONY: build platform kubernetes conformance up down purge test soak chaos mutants setup runsc generate vet race fuzz bench man clean need
 
 build: platform ## bin/spillway and bin/spillway-node
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/spillway-node ./cmd/spillway-node
@@ -58,6 +58,9 @@ soak: setup ## use the platform at random while its processes are killed; SOAK=1
 chaos: setup ## three servers and five hosts under random faults, with counts; CHAOS=1h, SPILLWAY_SEED=N repeats
 	@$(MAKE) --no-print-directory build
 	SPILLWAY_CHAOS=$(or $(CHAOS),10m) $(GO) test ./test -run '^TestChaos$$' -count 1 -v -timeout 0
+
+mutants: ## break invariants of the fleet one at a time, and look whether the tests notice
+	$(GO) run ./hack/mutants
 
 conformance: ## Kubernetes' node conformance tests on two virtual nodes; SUITE=all for every conformance test
 	@hack/conformance.sh $(or $(SUITE),node)

@@ -94,8 +94,9 @@ type Agent struct {
 	// sweeping is held for reading while something is made for a slot or group, for writing while leaks are looked for.
 	sweeping sync.RWMutex
 
-	naming sync.Mutex      // guards named
+	naming sync.Mutex      // guards named and homes
 	named  map[string]bool // uids of groups elsewhere that have names here
+	homes  map[string]home // by uid: where addresses of virtual networks are
 
 	mu       sync.Mutex // guards what follows
 	workers  map[string]*worker
@@ -112,7 +113,7 @@ var _ host.Link = (*Agent)(nil)
 // Open prepares the host: directories, cgroups, the keeper. Groups are adopted when they are assigned.
 func Open(ctx context.Context, cfg Config) (*Agent, error) {
 	a := &Agent{cfg: cfg, workers: map[string]*worker{}, statuses: map[string]group.Status{},
-		members: map[string]network.Membership{}, named: map[string]bool{}, fenced: map[string]map[string]bool{}, leases: newLeases(), ctx: ctx}
+		members: map[string]network.Membership{}, named: map[string]bool{}, homes: map[string]home{}, fenced: map[string]map[string]bool{}, leases: newLeases(), ctx: ctx}
 	if cfg.PoolSize == 0 {
 		a.cfg.PoolSize = DefaultPoolSize
 	}

@@ -31,11 +31,13 @@ type slot struct {
 type wish struct {
 	shareProcesses, hostNetwork, hostIPC bool
 
-	hostAddress string // with hostNetwork
+	hostAddress string     // with hostNetwork
+	addr        netip.Addr // of its subnet; invalid: any of this host
 }
 
-func wishOf(s *group.Spec) wish {
-	return wish{shareProcesses: ownInit(s), hostNetwork: s.HostNetwork, hostIPC: s.HostIPC, hostAddress: s.HostAddress}
+func wishOf(g *group.Group) wish {
+	s := &g.Spec
+	return wish{addr: g.Address, shareProcesses: ownInit(s), hostNetwork: s.HostNetwork, hostIPC: s.HostIPC, hostAddress: s.HostAddress}
 }
 
 func (s *slot) cgroup() string { return s.id }
@@ -226,6 +228,9 @@ func (p *pool) address(want wish) (netip.Addr, error) {
 	if want.hostNetwork {
 		preferred, _ := netip.ParseAddr(want.hostAddress)
 		return p.a.cfg.Network.HostAddress(preferred)
+	}
+	if want.addr.IsValid() {
+		return want.addr, nil
 	}
 	return p.a.addrs.Alloc(time.Now())
 }

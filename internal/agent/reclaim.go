@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"errors"
-	"net/netip"
 	"time"
 
 	"spillway.dev/spillway/internal/network"
@@ -61,17 +60,15 @@ func (r *reclaimer) gather(ctx context.Context, first reclaimed) []reclaimed {
 
 func (r *reclaimer) take(ctx context.Context, batch []reclaimed) {
 	ctx = context.WithoutCancel(ctx)
-	var addrs []netip.Addr
 	var slots []network.Slot
 	for _, s := range batch {
 		if s.host {
 			continue // addresses and connections are the machine's own
 		}
-		addrs = append(addrs, s.addr)
 		slots = append(slots, network.Slot{Index: s.index, Addr: s.addr})
 	}
 	n := r.a.cfg.Network
-	err := errors.Join(n.Leave(ctx, addrs...), n.Detach(ctx, slots...))
+	err := errors.Join(n.LeaveSlots(ctx, slots...), n.Detach(ctx, slots...))
 	// gofail: var slotDetached struct{}
 	for _, s := range batch {
 		if !s.host {

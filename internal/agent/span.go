@@ -46,9 +46,10 @@ const blocksFile = "blocks.json"
 func (a *Agent) openAddresses() error {
 	cidr := a.cfg.Network.CIDR()
 	if !a.cfg.Blocks {
-		a.addrs = network.NewGroupPool(cidr)
+		own, _ := host.Parts(cidr) // the rest is for virtual networks
+		a.addrs = network.NewBlockPool(cidr)
 		close(a.span.given)
-		return nil
+		return a.addrs.Add(own)
 	}
 	a.addrs = network.NewBlockPool(cidr)
 	var blocks []netip.Prefix
@@ -137,7 +138,11 @@ func (s *span) carryOut(ctx context.Context) error {
 	if err := s.takeBlocks(wish.Blocks); err != nil {
 		return err
 	}
-	want := overlayOf(wish, s.a.carriedNetworks(), s.last.Enabled())
+	networks := s.a.carriedNetworks()
+	want := overlayOf(wish, networks, s.last.Enabled())
+	if want.Enabled() {
+		want.Homes = s.a.homesOf(wish, networks)
+	}
 	if !reflect.DeepEqual(want, s.last) || s.done.Load() == 0 {
 		if err := s.a.cfg.Network.SetOverlay(ctx, want); err != nil {
 			return err

@@ -129,7 +129,7 @@ func (w *worker) claim(ctx context.Context) bool {
 	}
 	w.a.pool.starting.Add(1)
 	defer w.a.pool.starting.Add(-1)
-	s, err := w.a.pool.take(ctx, rt, wishOf(&w.g.Spec))
+	s, err := w.a.pool.take(ctx, rt, wishOf(w.g))
 	if errors.Is(err, keeper.ErrGone) {
 		w.m.Postponed(time.Now().Add(keeperPause))
 		return false

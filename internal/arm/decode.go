@@ -88,6 +88,7 @@ func (d *decoder) spec(o *object, s *group.Spec) {
 	d.platform(o)
 	s.IP = d.ipAddress(o.child("ipAddress"))
 	s.DNS = d.dnsConfig(o.child("dnsConfig"))
+	s.Subnet = d.subnetOf(o)
 	s.Priority = o.choice("priority", "", "Regular", "Spot")
 	s.SKU = "Standard"
 	d.refusals(o)
@@ -114,8 +115,7 @@ func (d *decoder) platform(o *object) {
 // refusals are the fields of Azure's model that cannot be honoured here; each says why.
 func (d *decoder) refusals(o *object) {
 	o.refuse("diagnostics", "", "this platform has no log analytics workspace; read logs with the logs call")
-	o.refuse("subnetIds", "", "the group joins the platform's default virtual network")
-	o.refuse("networkProfile", "", "the group joins the platform's default virtual network")
+	o.refuse("networkProfile", "", "this platform has no network profiles; name the subnet itself in the field 'subnetIds'")
 	o.refuse("encryptionProperties", "", "records are encrypted with the platform's own key")
 	o.refuse("confidentialComputeProperties", "ConfidentialContainerGroupSkuIsNotSupported", "no host of this platform has confidential computing")
 	o.refuse("extensions", "", "the platform has no extensions; the virtual node is an ordinary client")
@@ -169,6 +169,28 @@ func (d *decoder) own(o *object, s *group.Spec) {
 	d.hostAccess(o, s)
 	s.Placement = d.placement(o.child(o.since(vOwn, "placement")))
 	s.Failover = group.Failover(o.pick(vOwn, "failover", string(group.FailoverFenced)))
+}
+
+// subnetOf reads the subnet that a group joins.
+func (d *decoder) subnetOf(o *object) *group.Subnet {
+	var s *group.Subnet
+	list := o.list("subnetIds")
+	if len(list) > 1 {
+		d.fault("", o.at("subnetIds"), "The field '%s' names %d subnets; a container group joins one.", o.at("subnetIds"), len(list))
+	}
+	for _, e := range list {
+		label := e.str("name")
+		if id := e.required("id"); id != "" {
+			parsed, err := ParseSubnetID(id)
+			if err != nil {
+				d.fault("InvalidResourceId", e.at("id"), "%s", err.Error())
+			} else if s = parsed; label != "" {
+				s.Label = label
+			}
+		}
+		e.done()
+	}
+	return s
 }
 
 // minPlaceholder keeps a placeholder from standing for what occurs by chance.

@@ -68,6 +68,7 @@ func (d *decoder) host(s *group.Spec) {
 	if s.HostNetwork {
 		clash(s.Hostname != "", "hostname", "hostNetwork", "the group has the machine's own host name")
 		clash(s.Network != "", "network", "hostNetwork", "the group is in no network of the platform")
+		clash(s.Subnet != nil, "subnetIds", "hostNetwork", "the group is in no network of the platform")
 		clash(s.IP != nil && s.IP.Public, "ipAddress", "hostNetwork", "the group has the machine's own addresses and ports")
 		clash(s.HostsComment != "", "hostsComment", "hostNetwork", "the group has the machine's own /etc/hosts")
 	} else if s.HostAddress != "" {

@@ -9,12 +9,14 @@ import (
 	"spillway.dev/spillway/internal/group"
 )
 
-// Provider is the resource provider namespace; the types are those of container groups, service addresses and resource
-// groups.
+// Provider is the resource provider namespace; the types are those of container groups, service addresses, virtual
+// networks and resource groups.
 const (
 	Provider          = "Microsoft.ContainerInstance"
 	GroupType         = Provider + "/containerGroups"
 	AddressType       = Provider + "/serviceAddresses"
+	NetworkProvider   = "Microsoft.Network"
+	NetworkType       = NetworkProvider + "/virtualNetworks"
 	ResourceGroupType = "Microsoft.Resources/resourceGroups"
 )
 
@@ -39,6 +41,32 @@ func ID(ref group.Ref) string {
 // AddressID renders the canonical id of a service address.
 func AddressID(ref group.Ref) string {
 	return ResourceGroupID(ref.Subscription, ref.ResourceGroup) + "/providers/" + AddressType + "/" + ref.Name
+}
+
+// NetworkID renders the canonical id of a virtual network.
+func NetworkID(ref group.Ref) string {
+	return ResourceGroupID(ref.Subscription, ref.ResourceGroup) + "/providers/" + NetworkType + "/" + ref.Name
+}
+
+// SubnetID renders the canonical id of a subnet.
+func SubnetID(network group.Ref, name string) string { return NetworkID(network) + "/subnets/" + name }
+
+// ParseSubnetID reads the id of a subnet as ParseID does that of a group. Errors: invalid.
+func ParseSubnetID(id string) (*group.Subnet, error) {
+	segments, err := Segments(id)
+	if err != nil {
+		return nil, err
+	}
+	want := []string{"subscriptions", "", "resourcegroups", "", "providers", strings.ToLower(NetworkProvider), "virtualnetworks", "", "subnets", ""}
+	fits := len(segments) == len(want)
+	for i := 0; fits && i < len(want); i++ {
+		fits = want[i] == "" || strings.EqualFold(segments[i], want[i])
+	}
+	if !fits {
+		return nil, fault.New(fault.Invalid, "InvalidResourceId", "The subnet id '%s' is malformed. It must look like %s.", clip(id),
+			SubnetID(group.Ref{Subscription: "{subscription}", ResourceGroup: "{resourceGroup}", Name: "{virtualNetwork}"}, "{subnet}"))
+	}
+	return &group.Subnet{Network: group.Ref{Subscription: segments[1], ResourceGroup: segments[3], Name: segments[7]}, Name: segments[9]}, nil
 }
 
 // ParseID reads the id of a container group; case, double and trailing slashes do not matter. Errors: invalid.

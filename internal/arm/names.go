@@ -77,6 +77,22 @@ func CheckAddressName(s string) error {
 	return nil
 }
 
+// maxNetworkName is Azure's, of virtual networks and subnets.
+const maxNetworkName = 80
+
+// CheckNetworkName applies Azure's rule for the names of virtual networks and subnets; what says which.
+func CheckNetworkName(what, s string) error {
+	ok := s != "" && len(s) <= maxNetworkName && alnum(s[0]) && (alnum(s[len(s)-1]) || s[len(s)-1] == '_')
+	for i := range len(s) {
+		ok = ok && (alnum(s[i]) || strings.IndexByte("-_.", s[i]) >= 0)
+	}
+	if ok {
+		return nil
+	}
+	return &fault.Error{Kind: fault.Invalid, Code: "InvalidResourceName", Target: "name", Message: fmt.Sprintf(
+		"The %s name '%s' is invalid: it must have 1 to %d characters out of letters, digits, '-', '_' and '.', begin with a letter or digit, and end with one or '_'.", what, clip(s), maxNetworkName)}
+}
+
 // CheckResourceGroupName applies ARM's rule for the names of resource groups.
 func CheckResourceGroupName(s string) error {
 	ok := s != "" && len(s) <= maxRGName && !strings.HasSuffix(s, ".")

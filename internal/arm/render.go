@@ -109,7 +109,7 @@ func render(v View, version Version, now time.Time) *wireGroup {
 		Properties: wireProperties{
 			SKU: s.SKU, ProvisioningState: string(v.Provisioning(now)), ProvisioningTimeout: provisioningTimeout,
 			RestartPolicy: string(s.RestartPolicy), OSType: "Linux", Priority: s.Priority,
-			IPAddress: address(v), DNSConfig: dns(s.DNS),
+			IPAddress: address(v), DNSConfig: dns(s.DNS), SubnetIDs: subnetIDs(s.Subnet),
 		},
 	}
 	if r.Tags == nil {
@@ -151,8 +151,8 @@ func ownGroup(g *group.Group) *OwnGroup {
 		Network: s.NetworkName(), FSGroup: s.FSGroup, Placeholder: s.Placeholder, Placement: placement(s.Placement), Failover: string(s.Failover),
 		HostNetwork: s.HostNetwork, HostAddress: s.HostAddress, HostPID: s.HostPID, HostIPC: s.HostIPC, HostsComment: s.HostsComment,
 	}
-	if s.HostNetwork {
-		own.Network = "" // it is in none
+	if s.HostNetwork || s.Subnet != nil {
+		own.Network = "" // it is in none, or in that of its subnet
 	}
 	for _, a := range s.HostAliases {
 		own.HostAliases = append(own.HostAliases, wireHostAlias{IP: a.IP, Hostnames: a.Names})
@@ -169,7 +169,9 @@ func address(v View) *wireIP {
 	if ip.Public {
 		w.Type = "Public"
 	}
-	if s := v.Status; s != nil {
+	if v.Group.Address.IsValid() { // its own before it runs, and when it does not
+		w.IP = v.Group.Address.String()
+	} else if s := v.Status; s != nil {
 		w.IP = s.IP
 		if ip.Public && s.PublicIP != "" {
 			w.IP = s.PublicIP
@@ -186,6 +188,13 @@ func dns(c *group.DNSConfig) *wireDNS {
 		return nil
 	}
 	return &wireDNS{Servers: c.Servers, Search: strings.Join(c.Search, " "), Options: strings.Join(c.Options, " ")}
+}
+
+func subnetIDs(s *group.Subnet) []wireSubnetID {
+	if s == nil {
+		return nil
+	}
+	return []wireSubnetID{{ID: SubnetID(s.Network, s.Name), Name: s.Label}}
 }
 
 func ports(list []group.Port) []wirePort {

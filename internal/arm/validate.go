@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path"
 	"strconv"
+	"strings"
 
 	"spillway.dev/spillway/internal/group"
 )
@@ -18,6 +19,7 @@ func (d *decoder) validate(r *Request) {
 	d.totals(s)
 	d.host(s)
 	d.gpus(s)
+	d.inSubnet(s)
 	if s.Priority == "Spot" && s.IP != nil {
 		d.fault("SpotPriorityContainerGroupNotSupportedForInboundConnectivity", "properties.ipAddress", "Spot Priority is not supported for container groups with inbound connectivity.")
 	}
@@ -30,6 +32,19 @@ func (d *decoder) validate(r *Request) {
 			d.fault("", fmt.Sprintf("properties.imageRegistryCredentials[%d].server", i), "The registry server '%s' has two credentials; give one.", c.Server)
 		}
 		servers[c.Server] = true
+	}
+}
+
+// inSubnet checks what goes with a subnet.
+func (d *decoder) inSubnet(s *group.Spec) {
+	if s.Subnet == nil {
+		return
+	}
+	if s.IP != nil && s.IP.Public {
+		d.fault("", "properties.ipAddress.type", "The field 'properties.ipAddress.type' must be 'Private' for a container group in a subnet: an address of a virtual network is not reached from outside.")
+	}
+	if s.Network != "" && !strings.Contains(s.Network, ":") { // else it is the key of the subnet's own network
+		d.fault("", "properties.network", "The fields 'properties.network' and 'properties.subnetIds' exclude each other: a subnet is one of a network.")
 	}
 }
 

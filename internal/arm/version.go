@@ -61,6 +61,9 @@ func ParseVersion(name string) (Version, error) {
 // SupersetVersion is Spillway's own api-version.
 func SupersetVersion() Version { return vOwn }
 
+// DatedVersion is an api-version of a resource that is the same in all of them.
+func DatedVersion(name string) Version { return Version{Name: name} }
+
 func (v Version) has(since Version) bool { return v.rank >= since.rank }
 
 // clip shortens what a caller sent before it goes into a message.

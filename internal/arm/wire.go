@@ -29,8 +29,14 @@ type wireProperties struct {
 	Volumes             []wireVolume     `json:"volumes,omitempty"`
 	DNSConfig           *wireDNS         `json:"dnsConfig,omitempty"`
 	Priority            string           `json:"priority,omitempty"`
+	SubnetIDs           []wireSubnetID   `json:"subnetIds,omitempty"`
 	InstanceView        *wireGroupView   `json:"instanceView,omitempty"`
 	*OwnGroup                            // Spillway
+}
+
+type wireSubnetID struct {
+	ID   string `json:"id"`
+	Name string `json:"name,omitempty"`
 }
 
 // OwnGroup are the properties of a group that only Spillway's api-version has.

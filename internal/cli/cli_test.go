@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -102,7 +103,7 @@ func startPlatform(dir string) (string, func(), error) {
 	log := slog.New(slog.DiscardHandler)
 	ctx, cancel := context.WithCancel(context.Background())
 	st := mem.New()
-	ctrl, err := controller.New(ctx, controller.Config{Store: st, Location: "local", Log: log})
+	ctrl, err := controller.New(ctx, controller.Config{Store: st, Location: "local", Log: log, Reserved: []netip.Prefix{netip.MustParsePrefix("10.64.0.0/16")}})
 	if err != nil {
 		cancel()
 		return "", nil, err

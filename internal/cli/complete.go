@@ -117,6 +117,17 @@ func (a *app) addressNames(c *cobra.Command, _ []string, prefix string) ([]strin
 	})
 }
 
+func (a *app) networkNames(c *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	return a.live(c, prefix, func(ctx context.Context, api *client.Client) ([]string, error) {
+		list, err := api.ListNetworks(ctx, "")
+		var out []string
+		for _, n := range list {
+			out = append(out, n.Name)
+		}
+		return out, err
+	})
+}
+
 func (a *app) hostNames(c *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
 	return a.live(c, prefix, func(ctx context.Context, api *client.Client) ([]string, error) {
 		hosts, err := api.Hosts(ctx)

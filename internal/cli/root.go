@@ -73,7 +73,7 @@ func (a *app) commands() []*cobra.Command {
 	return slices.Concat(
 		chapter(chapterGroups, a.runCommand(), a.applyCommand(), a.placeCommand(), a.psCommand(), a.showCommand(), a.logsCommand(), a.execCommand(),
 			a.attachCommand(), a.eventsCommand(), a.topCommand(), a.waitCommand(), a.stopCommand(), a.startCommand(),
-			a.restartCommand(), a.rmCommand(), a.exportCommand(), a.addressCommand()),
+			a.restartCommand(), a.rmCommand(), a.exportCommand(), a.addressCommand(), a.networkCommand()),
 		chapter(chapterMachines, a.imageCommand(), a.hostCommand(), a.tokenCommand(), a.usageCommand()),
 		chapter(chapterPlatform, a.platformCommands()...),
 		[]*cobra.Command{a.azCommand(), a.versionCommand(), a.manCommand(), a.cloneCommand(), a.benchPartCommand()})

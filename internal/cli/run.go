@@ -19,13 +19,13 @@ import (
 
 // runFlags are what `run` can say about a group; the platform checks nearly all of it.
 type runFlags struct {
-	name, restart, isolation, label, network string
-	cpu, memory                              float64
-	ports, env, secretEnv, tags, groupLabels []string
-	public, wait                             bool
-	grace                                    int
-	timeout                                  time.Duration
-	registryServer, registryUser, registryPW string
+	name, restart, isolation, label, network, subnet string
+	cpu, memory                                      float64
+	ports, env, secretEnv, tags, groupLabels         []string
+	public, wait                                     bool
+	grace                                            int
+	timeout                                          time.Duration
+	registryServer, registryUser, registryPW         string
 }
 
 func (a *app) runCommand() *cobra.Command {
@@ -64,6 +64,7 @@ func (a *app) runCommand() *cobra.Command {
 	fl.BoolVar(&f.public, "public", false, "give the group an address out of the platform's public range, if it has one")
 	fl.StringVar(&f.label, "dns-label", "", "DNS name LABEL.LOCATION.spillway.internal; implies --public")
 	fl.StringVar(&f.network, "network", "", "network that the group joins (default: default)")
+	fl.StringVar(&f.subnet, "subnet", "", "subnet that the group gets its address of, as NETWORK/SUBNET or an id")
 	fl.StringArrayVar(&f.groupLabels, "group-label", nil, "label K=V that service addresses select by; repeatable")
 	fl.StringArrayVar(&f.tags, "tag", nil, "tag K=V; repeatable")
 	fl.StringVar(&f.registryServer, "registry-server", "", "registry that needs a login")
@@ -84,6 +85,11 @@ func (a *app) run(ctx context.Context, image string, command []string, f runFlag
 	api, err := a.client()
 	if err != nil {
 		return err
+	}
+	if f.subnet != "" {
+		if f.subnet, err = subnetID(api, f.subnet); err != nil {
+			return err
+		}
 	}
 	body, err := a.runBody(api.Config().Location, image, command, f)
 	if err != nil {
@@ -171,6 +177,9 @@ func (a *app) runBody(location, image string, command []string, f runFlags) (obj
 	}
 	if f.network != "" {
 		props["network"] = f.network
+	}
+	if f.subnet != "" {
+		props["subnetIds"] = []object{{"id": f.subnet}}
 	}
 	labels, err := keyValues("--group-label", f.groupLabels)
 	if err != nil {

@@ -8,7 +8,6 @@ import (
 	"net/url"
 
 	"spillway.dev/spillway/internal/arm"
-	"spillway.dev/spillway/internal/fault"
 )
 
 // ServiceAddress is a service address as the API shows it. It marshals to exactly the JSON that came.
@@ -56,17 +55,7 @@ func (c *Client) ListServiceAddresses(ctx context.Context, rg string) ([]*Servic
 
 // DeleteServiceAddress removes a service address. One that does not exist is a not-found error.
 func (c *Client) DeleteServiceAddress(ctx context.Context, rg, name string) error {
-	resp, err := c.send(ctx, request{method: http.MethodDelete, path: c.ServiceAddressPath(rg, name)})
-	if err != nil {
-		return err
-	}
-	if err := resp.Body.Close(); err != nil {
-		return fmt.Errorf("read answer: %w", err)
-	}
-	if resp.StatusCode == http.StatusNoContent {
-		return fault.New(fault.NotFound, "", "The service address '%s' does not exist in resource group '%s'. 'spillway address ls' lists those that do.", name, c.rgName(rg))
-	}
-	return nil
+	return c.deleteAtOnce(ctx, c.ServiceAddressPath(rg, name), fmt.Sprintf("The service address '%s' does not exist in resource group '%s'. 'spillway address ls' lists those that do.", name, c.rgName(rg)))
 }
 
 // list reads all pages of a list.

@@ -71,8 +71,9 @@ type Controller struct {
 
 	span      *span
 	naming    *naming
-	numbering sync.Mutex // one network at a time gets its number
-	serving   sync.Mutex // orders what hosts are told of service addresses; taken before mu
+	numbering sync.Mutex   // one network at a time gets its number
+	netting   sync.RWMutex // held for reading while a group gets an address of a subnet, for writing while one changes; taken before mu
+	serving   sync.Mutex   // orders what hosts are told of service addresses; taken before mu
 
 	// placing is held for reading from the choice of a host to the message to it, for writing while a host is told
 	// which groups it keeps: in between, a new group would be taken for a foreign one.

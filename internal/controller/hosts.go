@@ -129,8 +129,8 @@ func (c *Controller) Connect(link host.Link) {
 		link.Assign(g)
 	}
 	c.serveAll(link)
+	c.nameAll(name, link) // first where addresses are: what leads there has to stay
 	c.spanAll(name, link)
-	c.nameAll(name, link)
 	retain(link, mine)
 	c.placing.Unlock()
 	for _, g := range mine {

@@ -46,6 +46,7 @@ type index struct {
 	named     map[string]*namedGroup            // by uid: ready groups with their names
 	namedIn   map[string]map[string]*namedGroup // by networkKey, then uid
 	addresses *addressIndex
+	vnets     *vnetIndex
 	// buried holds the revision of own deletions, by store key, until the store's watch has told of them: older
 	// records of the same key that it still has to tell must not come to life again.
 	buried   map[string]int64
@@ -59,7 +60,7 @@ func newIndex(policies place.Policies) index {
 		groups: map[string]*entry{}, byUID: map[string]*entry{}, byRG: map[string]map[string]*entry{}, byHost: map[string]map[string]*entry{},
 		networks: map[string]uint32{}, named: map[string]*namedGroup{}, namedIn: map[string]map[string]*namedGroup{},
 		rgs: map[string]*ResourceGroup{}, hosts: map[string]*hostRecord{}, fleet: fleet, reserved: map[string]chan struct{}{},
-		buried: map[string]int64{}, addresses: newAddressIndex(),
+		buried: map[string]int64{}, addresses: newAddressIndex(), vnets: newVnetIndex(),
 	}
 }
 
@@ -84,6 +85,8 @@ func (c *Controller) apply(ch store.Change) error {
 		}
 	case strings.HasPrefix(key, store.Addresses):
 		return c.applyAddress(ch)
+	case strings.HasPrefix(key, store.Networks):
+		return c.applyNetwork(ch)
 	case strings.HasPrefix(key, store.ResourceGroups):
 		return c.applyResourceGroup(ch)
 	case strings.HasPrefix(key, store.Statuses):
@@ -180,6 +183,7 @@ func (c *Controller) putGroup(g *group.Group, revision int64) bool {
 	}
 	old := e.group
 	e.group, e.revision = g, revision
+	c.idx.vnets.follow(old, g)
 	c.rehouse(e, old)
 	c.fileHost(e, old)
 	if a := c.absent[g.Host]; a != nil {
@@ -233,6 +237,7 @@ func (c *Controller) remove(key string, e *entry) {
 	if len(c.idx.byRG[scope]) == 0 {
 		delete(c.idx.byRG, scope)
 	}
+	c.idx.vnets.follow(e.group, nil)
 	c.followTarget(e, true)
 	c.feed.publish(Deleted, e.view())
 }

@@ -33,10 +33,29 @@ type namedGroup struct {
 	host    string
 }
 
-// nameOf is what a group is called now, nil when it has no names; the lock is held.
+// nameOf is what a group is called now and where its address of a virtual network is, nil when there is nothing to tell; the
+// lock is held.
 func (c *Controller) nameOf(e *entry) *namedGroup {
+	g := e.group
+	if !c.cfg.Network.IsValid() {
+		return nil
+	}
+	names := c.namesOf(e)
+	var home *host.Home
+	if g.Address.IsValid() && g.Host != "" && !c.isLost(g.Host) && !e.settled() {
+		home = &host.Home{Addr: g.Address, Host: g.Host}
+	}
+	if names == nil && home == nil {
+		return nil
+	}
+	return &namedGroup{network: networkKey(g.Ref.Subscription, g.Spec.NetworkName()), host: g.Host, Named: host.Named{UID: g.UID,
+		Subscription: g.Ref.Subscription, Network: g.Spec.NetworkName(), Names: names, Home: home}}
+}
+
+// namesOf are the names of a ready group.
+func (c *Controller) namesOf(e *entry) []host.Name {
 	g, s := e.group, e.status
-	if !c.cfg.Network.IsValid() || s == nil || g.Desired != group.Run || g.Spec.HostNetwork || s.Epoch < g.Epoch || s.Gone || s.State.Ended() || !s.Ready() || c.isLost(g.Host) {
+	if s == nil || g.Desired != group.Run || g.Spec.HostNetwork || s.Epoch < g.Epoch || s.Gone || s.State.Ended() || !s.Ready() || c.isLost(g.Host) {
 		return nil
 	}
 	addr, err := netip.ParseAddr(s.IP)
@@ -47,8 +66,7 @@ func (c *Controller) nameOf(e *entry) *namedGroup {
 	if err != nil {
 		seen = addr
 	}
-	return &namedGroup{network: networkKey(g.Ref.Subscription, g.Spec.NetworkName()), host: g.Host, Named: host.Named{UID: g.UID,
-		Subscription: g.Ref.Subscription, Network: g.Spec.NetworkName(), Names: host.NamesOf(g, arm.Domain, addr, seen)}}
+	return host.NamesOf(g, arm.Domain, addr, seen)
 }
 
 // followName notes what a group is called now, and wakes the loop when that has changed. The lock is held.

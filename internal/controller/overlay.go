@@ -22,9 +22,9 @@ const fencePatience = 10 * time.Second
 
 // span is what hosts have been told of the network over all of them.
 type span struct {
-	mu      sync.Mutex      // orders what hosts are told; taken before the controller's
-	version atomic.Int64    // written with mu held
-	told    map[string]told // by name: links, and what they have been told of themselves
+	mu      sync.Mutex           // orders what hosts are told; taken before the controller's
+	version atomic.Int64         // written with mu held
+	told    map[string]told      // by name: links, and what they have been told of themselves
 	peers   map[string]host.Peer // by name; nil: nobody has been told anything
 	bell    *queue
 }
@@ -99,7 +99,7 @@ func (c *Controller) grantBlocks(ctx context.Context) error {
 	for _, name := range slices.Sorted(maps.Keys(need)) {
 		free := c.freeBlocks(need[name])
 		if len(free) == 0 {
-			return fault.New(fault.Exhausted, "", "the host %s gets no more addresses: all blocks of %s are given out", name, c.cfg.Network)
+			return fault.New(fault.Exhausted, "", "the host %s gets no more addresses: all blocks of the first half of %s are given out", name, c.cfg.Network)
 		}
 		if err := c.addBlocks(ctx, name, free); err != nil {
 			return err
@@ -127,8 +127,9 @@ func (c *Controller) freeBlocks(n int) (out []netip.Prefix) {
 	}
 	c.mu.RUnlock()
 	bits := host.BlockBits(c.cfg.Network)
-	base := binary.BigEndian.Uint32(c.cfg.Network.Addr().AsSlice())
-	for i := range uint32(1) << (bits - c.cfg.Network.Bits()) {
+	own, _ := host.Parts(c.cfg.Network)
+	base := binary.BigEndian.Uint32(own.Addr().AsSlice())
+	for i := range uint32(1) << (bits - own.Bits()) {
 		if len(out) == n {
 			break
 		}
@@ -152,6 +153,11 @@ func (c *Controller) HoldBlocks(ctx context.Context, name string, addrs []netip.
 		}
 	}
 	c.mu.RLock()
+	for _, used := range c.idx.vnets.used { // their own network's, wherever they are
+		for a := range used {
+			delete(wanted, netip.PrefixFrom(a, bits).Masked())
+		}
+	}
 	for other, r := range c.idx.hosts {
 		for _, b := range r.Blocks {
 			switch {
@@ -193,7 +199,10 @@ func (c *Controller) truthful(name string, g *group.Group, s *group.Status) {
 		return
 	}
 	ip, err := netip.ParseAddr(s.IP)
-	if err == nil && (g.Spec.HostNetwork || slices.ContainsFunc(r.Blocks, func(b netip.Prefix) bool { return b.Contains(ip) })) {
+	if err == nil && g.Address.IsValid() && ip == g.Address {
+		return
+	}
+	if err == nil && !g.Address.IsValid() && (g.Spec.HostNetwork || slices.ContainsFunc(r.Blocks, func(b netip.Prefix) bool { return b.Contains(ip) })) {
 		return // the address of a group on its host's network is nobody's in a network, and nothing is led there
 	}
 	c.cfg.Log.Warn("host reports an address that it does not have", "host", name, "group", g.Ref.Name, "uid", g.UID, "address", s.IP)
@@ -289,7 +298,7 @@ func (c *Controller) takingPart() map[string]host.Peer {
 	for _, name := range slices.Sorted(maps.Keys(c.idx.hosts)) {
 		r := c.idx.hosts[name]
 		h, ok := c.known(name)
-		if _, takes := c.span.peers[name]; h.State != host.Ready && (r.Lost || c.links[name] != nil && !takes) {
+		if _, takes := c.span.peers[name]; h.State != host.Ready && (r.Lost || c.links[name] != nil && !takes && c.span.peers != nil) {
 			continue // one that comes back has to stop first what was started elsewhere
 		}
 		if !ok || h.State == host.Lost || !h.Underlay.Is4() || h.Underlay.IsLoopback() || len(r.Blocks) == 0 {

@@ -78,8 +78,13 @@ func (c *Controller) create(ctx context.Context, ref group.Ref, req *arm.Request
 		Ref: ref, UID: newID(), Generation: 1, Epoch: 1, Location: req.Location, Tags: req.Tags, Zones: req.Zones,
 		Created: c.cfg.Now().UTC(), Desired: group.Run, Spec: req.Spec,
 	}
+	joins, leave, err := c.enterSubnet(nil, g)
+	if err != nil {
+		return Result{}, err
+	}
+	defer leave()
 	ops := []store.Op{{Key: store.ResourceGroupKey(ref.Subscription, ref.ResourceGroup), Kind: store.Check, If: store.Exists}}
-	ops = append(ops, c.labelOps(nil, g)...)
+	ops = append(append(ops, joins...), c.labelOps(nil, g)...)
 	return c.write(ctx, g, 0, ops)
 }
 
@@ -174,6 +179,11 @@ func (c *Controller) update(ctx context.Context, e *entry, req *arm.Request) (Re
 	g.Spec, g.Tags, g.Zones = req.Spec, req.Tags, req.Zones
 	arm.KeepSecrets(&old.Spec, &g.Spec)
 	keepRequestedAddress(&g.Spec, e)
+	joins, leave, err := c.enterSubnet(old, &g)
+	if err != nil {
+		return Result{}, err
+	}
+	defer leave()
 	g.Generation++
 	same := equal(old.Spec, g.Spec) && equal(old.Zones, g.Zones)
 	if same && old.Host == "" && !ended && equal(old.Tags, g.Tags) {
@@ -182,7 +192,7 @@ func (c *Controller) update(ctx context.Context, e *entry, req *arm.Request) (Re
 	if ended || old.Host == "" { // as new: nothing has to stay as it was
 		g.Desired, g.Host, g.Evicted, g.NetworkID = group.Run, "", nil, 0
 		g.Epoch++
-		return c.write(ctx, &g, e.revision, c.labelOps(old, &g))
+		return c.write(ctx, &g, e.revision, append(joins, c.labelOps(old, &g)...))
 	}
 	switch {
 	case same && equal(old.Tags, g.Tags):
@@ -200,10 +210,12 @@ func (c *Controller) update(ctx context.Context, e *entry, req *arm.Request) (Re
 // keepRequestedAddress drops an address that a client only echoes back.
 func keepRequestedAddress(s *group.Spec, e *entry) {
 	old := e.group.Spec.IP
-	if s.IP == nil || old == nil || e.status == nil {
+	if s.IP == nil || old == nil {
 		return
 	}
-	if r := s.IP.Requested; r == e.status.IP || r == e.status.PublicIP {
+	r := s.IP.Requested
+	echoed := e.status != nil && (r == e.status.IP || r == e.status.PublicIP)
+	if echoed || e.group.Address.IsValid() && r == e.group.Address.String() {
 		ip := *s.IP
 		ip.Requested = old.Requested
 		s.IP = &ip
@@ -260,6 +272,7 @@ func fixed(old, g *group.Group) error {
 	note("isolation", a.Isolation == b.Isolation)
 	note("zones", equal(old.Zones, g.Zones))
 	note("network", a.NetworkName() == b.NetworkName())
+	note("subnet, or the address in it", old.Address == g.Address && (a.Subnet == nil) == (b.Subnet == nil))
 	note("namespaces of the host", a.HostNetwork == b.HostNetwork && a.HostAddress == b.HostAddress && a.HostPID == b.HostPID && a.HostIPC == b.HostIPC)
 	note("placement", equal(a.Placement, b.Placement))
 	note("failover", a.Failover == b.Failover)

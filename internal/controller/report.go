@@ -16,7 +16,7 @@ import (
 const (
 	persistDelay = 500 * time.Millisecond // statuses that end within it share a commit
 	persistBatch = 256                    // statuses in one commit
-	removeBatch  = 128                    // records in one commit, three keys each
+	removeBatch  = 128                    // records in one commit, four keys each
 	retryDelay   = time.Second            // after a store that did not answer
 
 	conflictDelay = 20 * time.Millisecond // after a record that somebody else changed
@@ -171,8 +171,10 @@ func (c *Controller) removeRecords(ctx context.Context, uids []string) error {
 		ops = append(ops,
 			store.Op{Key: groupKey(g), Kind: store.Delete, If: copied.revision},
 			store.Op{Key: store.StatusKey(uid), Kind: store.Delete, If: store.Any})
-		if key := labelKey(g); key != "" {
-			ops = append(ops, store.Op{Key: key, Kind: store.Delete, If: store.Any})
+		for _, key := range []string{labelKey(g), subnetKey(g)} {
+			if key != "" {
+				ops = append(ops, store.Op{Key: key, Kind: store.Delete, If: store.Any})
+			}
 		}
 	}
 	if ops == nil {
@@ -189,6 +191,9 @@ func (c *Controller) removeRecords(ctx context.Context, uids []string) error {
 			return err
 		}
 		c.sweep(ctx, e.group.Ref.Subscription, e.group.Ref.ResourceGroup)
+		if s := e.group.Spec.Subnet; s != nil {
+			c.sweep(ctx, s.Network.Subscription, s.Network.ResourceGroup)
+		}
 	}
 	return nil
 }

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
+	"strings"
 
 	"spillway.dev/spillway/internal/arm"
 	"spillway.dev/spillway/internal/fault"
@@ -94,6 +96,9 @@ func (c *Controller) DeleteResourceGroup(ctx context.Context, subscription, name
 		return rg, err
 	}
 	if !rg.Deleting {
+		if err := c.keptFromOutside(subscription, name); err != nil {
+			return rg, err
+		}
 		marked := rg
 		marked.Deleting = true
 		if err := c.writeResourceGroup(ctx, &marked, rg.revision); err != nil {
@@ -118,6 +123,20 @@ func (c *Controller) DeleteResourceGroup(ctx context.Context, subscription, name
 	return rg, nil
 }
 
+// keptFromOutside refuses the deletion of virtual networks with a resource group while groups of others are in them.
+func (c *Controller) keptFromOutside(subscription, name string) error {
+	for _, v := range c.Networks(Filter{Subscription: subscription, ResourceGroup: name}) {
+		for i := range v.Network.Subnets {
+			s := &v.Network.Subnets[i]
+			users := slices.DeleteFunc(arm.Users(v, s.Prefix), func(ref group.Ref) bool { return strings.EqualFold(ref.ResourceGroup, name) })
+			if len(users) > 0 {
+				return inUse("InUseSubnetCannotBeDeleted", "Subnet "+arm.SubnetID(v.Network.Ref, s.Name), users, "be deleted")
+			}
+		}
+	}
+	return nil
+}
+
 // sweepAll goes on with deletions that an earlier life of the platform began.
 func (c *Controller) sweepAll(ctx context.Context) {
 	for _, rg := range c.ListResourceGroups("") {
@@ -136,6 +155,10 @@ func (c *Controller) sweep(ctx context.Context, subscription, name string) {
 	rg, empty := c.idx.rgs[key], len(c.idx.byRG[key]) == 0 && c.idx.addresses.inGroup[key] == 0
 	c.mu.RUnlock()
 	if rg == nil || !rg.Deleting || !empty {
+		return
+	}
+	if err := c.leaveNetworks(ctx, subscription, name); err != nil {
+		c.cfg.Log.Error("remove the virtual networks of a resource group", "resourceGroup", name, "error", err)
 		return
 	}
 	stored := store.ResourceGroupKey(subscription, name)

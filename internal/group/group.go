@@ -4,7 +4,11 @@
 // packages' business; they translate to and from the types here. Start reading at Group.
 package group
 
-import "time"
+import (
+	"net/netip"
+	"strings"
+	"time"
+)
 
 // Ref names a group in the API. Comparison of the parts is case-insensitive there; Key gives the canonical form.
 type Ref struct {
@@ -38,6 +42,7 @@ type Group struct {
 	Desired    Desired           `json:"desired"`
 	Host       string            `json:"host"`                // "": it waits for room, or never had any
 	NetworkID  uint32            `json:"networkID,omitempty"` // of its network, on all hosts; 0: there is one host
+	Address    netip.Addr        `json:"address,omitzero"`    // of its subnet, for as long as it exists; invalid: its host gives it one
 	Events     []Event           `json:"events,omitempty"`    // what the control plane did to it; hosts report theirs
 	Evicted    *Eviction         `json:"evicted,omitempty"`
 	Spec       Spec              `json:"spec"`
@@ -72,6 +77,7 @@ type Spec struct {
 	GraceSeconds     *int                 `json:"graceSeconds,omitempty"`     // SIGTERM → SIGKILL; default DefaultGraceSeconds
 	EphemeralStorage int64                `json:"ephemeralStorage,omitempty"` // bytes of writable layers, logs and disk emptyDirs; 0 = no limit
 	Network          string               `json:"network,omitempty"`          // of the subscription; "" = DefaultNetwork
+	Subnet           *Subnet              `json:"subnet,omitempty"`           // of a virtual network, which Network is the key of then
 	HostNetwork      bool                 `json:"hostNetwork,omitempty"`      // the machine's own network and host name
 	HostAddress      string               `json:"hostAddress,omitempty"`      // with HostNetwork: the machine's address that it is known by, if it has that
 	HostPID          bool                 `json:"hostPID,omitempty"`          // the machine's own process namespace
@@ -79,6 +85,23 @@ type Spec struct {
 	HostsComment     string               `json:"hostsComment,omitempty"`     // first line of /etc/hosts
 	Placement        *Placement           `json:"placement,omitempty"`        // nil: anywhere
 	Failover         Failover             `json:"failover,omitempty"`
+}
+
+// Subnet names a subnet of a virtual network, of the group's own subscription.
+type Subnet struct {
+	Network Ref    `json:"network"`
+	Name    string `json:"name"`
+	Label   string `json:"label,omitempty"` // what the request calls it
+}
+
+// Equal says whether two name the same subnet, whatever they call it.
+func (s *Subnet) Equal(o *Subnet) bool {
+	if s == nil || o == nil {
+		return s == o
+	}
+	same := strings.EqualFold
+	return same(s.Name, o.Name) && same(s.Network.Name, o.Network.Name) && same(s.Network.ResourceGroup, o.Network.ResourceGroup) &&
+		same(s.Network.Subscription, o.Network.Subscription)
 }
 
 // DefaultNetwork is the network of groups that name none.

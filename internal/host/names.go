@@ -8,7 +8,7 @@ import (
 	"spillway.dev/spillway/internal/group"
 )
 
-// Names tells a host what ready groups of other hosts are called.
+// Names tells a host what ready groups of other hosts are called, and where those of virtual networks are.
 type Names struct {
 	Full bool     `json:"full,omitempty"` // groups that are not in Set are none
 	Set  []Named  `json:"set,omitempty"`
@@ -21,6 +21,14 @@ type Named struct {
 	Subscription string `json:"subscription,omitempty"`
 	Network      string `json:"network,omitempty"` // whose groups see names that are not public; "": the host has none of it
 	Names        []Name `json:"names"`
+	// Home is where the group's address is, when it is one of a virtual network; it has that before it has names.
+	Home *Home `json:"home,omitempty"`
+}
+
+// Home says on which host an address of a virtual network is.
+type Home struct {
+	Addr netip.Addr `json:"addr"`
+	Host string     `json:"host"`
 }
 
 // Name is one name in full, without the final dot.
@@ -42,6 +50,9 @@ func NamesOf(g *group.Group, zone string, addr, seen netip.Addr) []Name {
 
 // Equal says whether two are the same.
 func (n *Named) Equal(o *Named) bool {
+	if (n.Home == nil) != (o.Home == nil) || n.Home != nil && *n.Home != *o.Home {
+		return false
+	}
 	return n.UID == o.UID && n.Subscription == o.Subscription && n.Network == o.Network && slices.Equal(n.Names, o.Names)
 }
 

@@ -231,11 +231,8 @@ func (c *Client) connect(ctx context.Context, to string) error {
 	}
 	slow.Stop()
 	w := first.Welcome
-	if w == nil || w.Every <= 0 {
-		return status.Error(codes.FailedPrecondition, "the server did not begin with a welcome")
-	}
-	if w.Term < c.term {
-		return fmt.Errorf("the server leads in term %d, this host has seen term %d", w.Term, c.term)
+	if err := checkWelcome(w, c.term); err != nil {
+		return err
 	}
 	if w.Term > c.term {
 		if err := c.cfg.Term.Store(w.Term); err != nil {
@@ -249,6 +246,17 @@ func (c *Client) connect(ctx context.Context, to string) error {
 	}
 	c.cfg.Log.Info("connected", "server", to, "term", w.Term)
 	return n.run(ctx, w.Every)
+}
+
+// checkWelcome says whether a server may be listened to by a host that has seen a term.
+func checkWelcome(w *welcome, term int64) error {
+	if w == nil || w.Every <= 0 {
+		return status.Error(codes.FailedPrecondition, "the server did not begin with a welcome")
+	}
+	if w.Term < term {
+		return fmt.Errorf("the server leads in term %d, this host has seen term %d", w.Term, term)
+	}
+	return nil
 }
 
 // refusal reads why a server has ended a stream.

@@ -206,6 +206,9 @@ func (a *api) authorize(c *call) error {
 		if _, ok := c.params["address"]; ok {
 			scope = arm.AddressID(c.addressRef())
 		}
+		if _, ok := c.params["network"]; ok {
+			scope = arm.NetworkID(c.networkRef())
+		}
 	}
 	if c.route.action == "" {
 		return nil

@@ -38,6 +38,9 @@ func (a *api) putGroup(c *call) error {
 	if err := a.hostAccess(c, req.Spec.Needs()); err != nil {
 		return err
 	}
+	if err := a.mayJoin(c, req.Spec.Subnet); err != nil {
+		return err
+	}
 	res, err := a.Controller.Put(c.r.Context(), ref, req)
 	if err != nil {
 		return err
@@ -266,6 +269,9 @@ func (a *api) listResources(c *call) error {
 	}
 	for _, v := range a.Controller.Addresses(filter) {
 		items = append(items, item{ID: arm.AddressID(v.Address.Ref), Name: v.Address.Ref.Name, Type: arm.AddressType, Location: v.Address.Location, Tags: orEmpty(v.Address.Tags)})
+	}
+	for _, v := range a.Controller.Networks(filter) {
+		items = append(items, item{ID: arm.NetworkID(v.Network.Ref), Name: v.Network.Ref.Name, Type: arm.NetworkType, Location: v.Network.Location, Tags: orEmpty(v.Network.Tags)})
 	}
 	return c.answer(http.StatusOK, page{Value: items})
 }

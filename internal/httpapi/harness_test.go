@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"path/filepath"
 	"strings"
@@ -59,7 +60,7 @@ func newWorld(t testing.TB, rate httpapi.Rate, allow ...string) *world {
 	log := slog.New(slog.DiscardHandler)
 	ctx, cancel := context.WithCancel(context.Background())
 	w.stop = cancel
-	w.ctrl, err = controller.New(ctx, controller.Config{Store: w.store, Location: "local", Log: log})
+	w.ctrl, err = controller.New(ctx, controller.Config{Store: w.store, Location: "local", Log: log, Reserved: []netip.Prefix{netip.MustParsePrefix("10.64.0.0/16")}})
 	w.must(err)
 	go func() { w.done <- w.ctrl.Run(ctx) }()
 	var first *identity.First

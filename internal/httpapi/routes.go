@@ -44,11 +44,32 @@ const (
 	one       = groups + "/{group}"
 	container = one + "/containers/{container}"
 	addresses = rg + provider + "/serviceAddresses"
+	networks  = rg + "/providers/Microsoft.Network/virtualNetworks"
+	network   = networks + "/{network}"
+	subnet    = network + "/subnets/{subnet}"
 	platform  = "/providers/Spillway.Platform"
 )
 
 // routes is the whole surface.
-func routes() []route { return slices.Concat(azureRoutes(), platformRoutes()) }
+func routes() []route { return slices.Concat(azureRoutes(), networkRoutes(), platformRoutes()) }
+
+// networkRoutes are those of virtual networks, which are the same in all of Azure's api-versions.
+func networkRoutes() []route {
+	return []route{
+		{"GET", networks, identity.ReadNetworks, anyVersion, 0, (*api).listNetworks},
+		{"GET", sub + "/providers/Microsoft.Network/virtualNetworks", identity.ReadNetworks, anyVersion, 0, (*api).listNetworks},
+		{"GET", network, identity.ReadNetworks, anyVersion, 0, (*api).getNetwork},
+		{"PUT", network, identity.WriteNetworks, anyVersion, 0, (*api).putNetwork},
+		{"PATCH", network, identity.WriteNetworks, anyVersion, 0, (*api).tagNetwork},
+		{"DELETE", network, identity.DeleteNetworks, anyVersion, 0, (*api).deleteNetwork},
+		{"GET", network + "/checkIPAddressAvailability", identity.ReadNetworks, anyVersion, 0, (*api).checkAddress},
+		{"GET", network + "/usages", identity.ReadNetworks, anyVersion, 0, (*api).networkUsages},
+		{"GET", network + "/subnets", identity.ReadSubnets, anyVersion, 0, (*api).listSubnets},
+		{"GET", subnet, identity.ReadSubnets, anyVersion, 0, (*api).getSubnet},
+		{"PUT", subnet, identity.WriteSubnets, anyVersion, 0, (*api).putSubnet},
+		{"DELETE", subnet, identity.DeleteSubnets, anyVersion, 0, (*api).deleteSubnet},
+	}
+}
 
 // platformRoutes are what only Spillway has: hosts and their images.
 func platformRoutes() []route {

@@ -57,7 +57,7 @@ func (a *api) listLocations(c *call) error {
 
 // providerNames are the namespaces that the platform serves.
 func providerNames() []string {
-	return []string{arm.Provider, "Microsoft.Resources", "Spillway.Platform"}
+	return []string{arm.Provider, arm.NetworkProvider, "Microsoft.Resources", "Spillway.Platform"}
 }
 
 func (a *api) provider(c *call, name string) map[string]any {
@@ -65,6 +65,10 @@ func (a *api) provider(c *call, name string) map[string]any {
 	if name == arm.Provider {
 		types = append(types, map[string]any{"resourceType": "containerGroups", "locations": []string{a.Controller.Location()}, "apiVersions": arm.Versions(), "capabilities": "SupportsTags, SupportsLocation"},
 			map[string]any{"resourceType": "serviceAddresses", "locations": []string{a.Controller.Location()}, "apiVersions": []string{arm.Superset}, "capabilities": "SupportsTags, SupportsLocation"})
+	}
+	if name == arm.NetworkProvider {
+		types = append(types, map[string]any{"resourceType": "virtualNetworks", "locations": []string{a.Controller.Location()}, "apiVersions": networkVersions, "capabilities": "SupportsTags, SupportsLocation"},
+			map[string]any{"resourceType": "virtualNetworks/subnets", "locations": []string{}, "apiVersions": networkVersions})
 	}
 	return map[string]any{
 		"id": "/subscriptions/" + c.params["subscription"] + "/providers/" + name, "namespace": name,

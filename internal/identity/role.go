@@ -20,6 +20,13 @@ const (
 	ReadAddresses       Action = "Microsoft.ContainerInstance/serviceAddresses/read"
 	WriteAddresses      Action = "Microsoft.ContainerInstance/serviceAddresses/write"
 	DeleteAddresses     Action = "Microsoft.ContainerInstance/serviceAddresses/delete"
+	ReadNetworks        Action = "Microsoft.Network/virtualNetworks/read"
+	WriteNetworks       Action = "Microsoft.Network/virtualNetworks/write"
+	DeleteNetworks      Action = "Microsoft.Network/virtualNetworks/delete"
+	ReadSubnets         Action = "Microsoft.Network/virtualNetworks/subnets/read"
+	WriteSubnets        Action = "Microsoft.Network/virtualNetworks/subnets/write"
+	DeleteSubnets       Action = "Microsoft.Network/virtualNetworks/subnets/delete"
+	JoinSubnets         Action = "Microsoft.Network/virtualNetworks/subnets/join/action" // put a group into one
 	ReadLocations       Action = "Microsoft.ContainerInstance/locations/read"
 	ReadSubscriptions   Action = "Microsoft.Resources/subscriptions/read"
 	ReadResourceGroups  Action = "Microsoft.Resources/subscriptions/resourceGroups/read"
@@ -48,8 +55,8 @@ const (
 // for any text. A role of one's own will be one more row.
 var grants = map[Role]struct{ actions, except []string }{
 	Administrator: {actions: []string{"*"}},
-	Contributor:   {actions: []string{"Microsoft.ContainerInstance/*", "Microsoft.Resources/*"}},
-	Reader:        {actions: []string{"Microsoft.ContainerInstance/*/read", "Microsoft.Resources/*/read"}},
+	Contributor:   {actions: []string{"Microsoft.ContainerInstance/*", "Microsoft.Network/*", "Microsoft.Resources/*"}},
+	Reader:        {actions: []string{"Microsoft.ContainerInstance/*/read", "Microsoft.Network/*/read", "Microsoft.Resources/*/read"}},
 }
 
 // Assignment gives a role on a scope and all below it. "/" is the whole platform.

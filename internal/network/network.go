@@ -205,15 +205,36 @@ func (n *Network) Join(_ context.Context, m Membership) error {
 // Leave takes addresses out of their networks and forgets their connections, so that the next owner of an address
 // inherits none. Addresses without a membership are skipped.
 func (n *Network) Leave(_ context.Context, addrs ...netip.Addr) error {
+	return n.leave(addrs, func(elements, int) bool { return true })
+}
+
+// LeaveSlots is Leave for the addresses of slots, as far as they are theirs still: an address may belong to another slot
+// that a group has got meanwhile.
+func (n *Network) LeaveSlots(_ context.Context, slots ...Slot) error {
+	addrs := make([]netip.Addr, len(slots))
+	for i, s := range slots {
+		addrs[i] = s.Addr
+	}
+	return n.leave(addrs, func(have elements, i int) bool {
+		held, ok := have.guard[addrs[i]]
+		return !ok || held == guardElement(n.plan.link(slots[i].Index), addrs[i])
+	})
+}
+
+// leave takes addresses out of their networks that may be, by what the table holds and their index.
+func (n *Network) leave(addrs []netip.Addr, may func(have elements, i int) bool) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	var left []netip.Addr
 	err := n.commit(func(have elements) (del, add []element) {
 		seen := map[netip.Addr]bool{}
-		for _, a := range addrs {
-			if seen[a] {
+		left = left[:0]
+		for i, a := range addrs {
+			if seen[a] || !may(have, i) {
 				continue
 			}
 			seen[a] = true
+			left = append(left, a)
 			d, _ := have.replace(a, nil)
 			del = append(del, d...)
 		}
@@ -222,7 +243,7 @@ func (n *Network) Leave(_ context.Context, addrs ...netip.Addr) error {
 	if err != nil {
 		return fmt.Errorf("leave networks: %w", err)
 	}
-	return n.forgetConnections(addrs)
+	return n.forgetConnections(left)
 }
 
 // commit applies a change, computed from what the table holds, in one batch and records it. When the kernel disagrees

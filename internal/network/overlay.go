@@ -22,6 +22,7 @@ type (
 	Overlay        = overlay.Overlay
 	OverlayNetwork = overlay.Network
 	Peer           = overlay.Peer
+	Home           = overlay.Home
 )
 
 // SetOverlay makes this host's part of the network that spans hosts what is wanted, whatever there is of it: what is right
@@ -199,7 +200,7 @@ func (n *Network) carry(p *overlay.Plan) error {
 		if err != nil {
 			return fmt.Errorf("device %s: %w", name, err)
 		}
-		gone, come := p.Compare(have)
+		gone, come := p.Compare(name, have)
 		if err := n.way.doMany(entryMessages(index[name], gone, come)); err != nil {
 			return fmt.Errorf("device %s: %w", name, err)
 		}

@@ -39,7 +39,7 @@ func (n *Network) Detach(ctx context.Context, slots ...Slot) error {
 		links = append(links, n.plan.link(s.Index))
 		addrs = append(addrs, s.Addr)
 	}
-	errs := []error{n.deleteLinks(links...), n.Leave(ctx, addrs...)}
+	errs := []error{n.deleteLinks(links...), n.LeaveSlots(ctx, slots...)}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	errs = append(errs, n.commit(func(have elements) (del, add []element) {

@@ -64,6 +64,7 @@ type Host struct {
 	serial int
 
 	stopTime time.Duration // that groups take to stop
+	noLease  bool          // fenced groups must not run
 	closed   bool
 }
 
@@ -95,6 +96,51 @@ func (h *Host) Slow(stop time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.stopTime = stop
+}
+
+// Lease gives the host a lease, or takes it away: then its fenced groups end.
+func (h *Host) Lease(held bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.noLease == !held {
+		return
+	}
+	h.noLease = !held
+	for _, r := range h.groups {
+		r.poke()
+	}
+}
+
+func (h *Host) leaseless() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.noLease
+}
+
+// Live are the groups of which something runs, with their epochs.
+func (h *Host) Live() map[string]int64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	out := map[string]int64{}
+	for uid, r := range h.groups {
+		if r.live {
+			out[uid] = r.last.Epoch
+		}
+	}
+	return out
+}
+
+// Statuses are the newest of all groups.
+func (h *Host) Statuses() []group.Status {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var out []group.Status
+	for _, r := range h.groups {
+		if r.last.UID != "" {
+			out = append(out, r.last)
+		}
+	}
+	return out
 }
 
 // Describe implements host.Link.
@@ -129,7 +175,7 @@ func (h *Host) Retain(uids map[string]bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for uid, r := range h.groups {
-		if !uids[uid] {
+		if !uids[uid] && r.want.Desired != group.Delete {
 			g := *r.want
 			g.Desired = group.Delete
 			g.Generation++
@@ -163,9 +209,10 @@ func (h *Host) Span(o host.Overlay) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.desc.Overlay = o.Version
-	if o.Full {
-		h.span = o
-		return
+	if len(h.span.Blocks) == 0 && len(o.Blocks) > 0 { // groups that waited for an address have one
+		for _, r := range h.groups {
+			r.poke()
+		}
 	}
 	h.span.Join(o)
 }

@@ -15,6 +15,7 @@ type run struct {
 	last   group.Status    // the newest report
 	logs   map[string]*log // of the containers of this epoch
 	closed bool
+	live   bool // something of it runs
 
 	epoch      int64 // that runs; only the loop uses it and what follows
 	starts     map[string]int
@@ -45,6 +46,10 @@ func (r *run) loop() {
 			r.stopAll()
 			return
 		case g.Desired == group.Delete:
+			r.host.mu.Lock()
+			takes := r.host.stopTime
+			r.host.mu.Unlock()
+			time.Sleep(takes)
 			r.stopAll()
 			r.host.mu.Lock()
 			again := r.want != g
@@ -64,6 +69,9 @@ func (r *run) loop() {
 			time.Sleep(takes)
 			r.stopAll()
 			r.say(g, group.Stopped, false)
+		case g.Spec.Fenced() && r.host.leaseless():
+			r.stopAll()
+			r.epoch = 0 // it begins again when there is a lease
 		case r.epoch != g.Epoch:
 			r.stopAll()
 			r.begin(g)
@@ -158,6 +166,9 @@ func (r *run) end(s *group.ContainerStatus, code int) {
 }
 
 func (r *run) stopAll() {
+	r.host.mu.Lock()
+	r.live = false
+	r.host.mu.Unlock()
 	for i := range r.containers {
 		if r.containers[i].Current.State == group.Started {
 			r.end(&r.containers[i], 143)
@@ -192,7 +203,9 @@ func (r *run) say(g *group.Group, state group.State, gone bool) {
 	if gone || state == group.Stopped {
 		s.Epoch = g.Epoch
 	} else {
-		s.IP = r.host.address(r.serial)
+		if s.IP = r.host.address(r.serial); g.Address.IsValid() {
+			s.IP = g.Address.String()
+		}
 	}
 	for _, c := range r.containers {
 		c.Events = append([]group.Event(nil), c.Events...)
@@ -202,7 +215,7 @@ func (r *run) say(g *group.Group, state group.State, gone bool) {
 		s.Finished = time.Now()
 	}
 	r.host.mu.Lock()
-	r.last = s
+	r.last, r.live = s, state == group.Running
 	r.host.mu.Unlock()
 	r.host.report(s)
 }

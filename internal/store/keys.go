@@ -12,6 +12,8 @@ const (
 	Labels         = Root + "labels/"         // location/label → uid
 	Addresses      = Root + "addresses/"      // subscription/resource group/name → service address
 	AddressIPs     = Root + "addressips/"     // subscription/network/address → uid
+	Networks       = Root + "networks/"       // subscription/resource group/name → virtual network
+	SubnetIPs      = Root + "subnetips/"      // uid of a virtual network/address → uid of a group
 	Hosts          = Root + "hosts/"          // name → what the platform wants of a host
 	NetworkIDs     = Root + "networkids/"     // subscription/network → VXLAN id
 	Range          = Root + "range"           // → the range of all groups' addresses, of servers that share a store
@@ -48,6 +50,14 @@ func AddressKey(subscription, resourceGroup, name string) string {
 func AddressIPKey(subscription, network, ip string) string {
 	return AddressIPs + join(subscription, network, ip)
 }
+
+// NetworkKey is the key of a virtual network.
+func NetworkKey(subscription, resourceGroup, name string) string {
+	return Networks + join(subscription, resourceGroup, name)
+}
+
+// SubnetIPKey is the key that makes an address unique in its virtual network.
+func SubnetIPKey(uid, ip string) string { return SubnetIPs + join(uid, ip) }
 
 // NetworkIDKey is the key of a network's VXLAN id.
 func NetworkIDKey(subscription, network string) string {

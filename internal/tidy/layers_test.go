@@ -13,12 +13,12 @@ var layers = []struct {
 	name     string
 	packages []string
 }{
-	{"vocabulary", []string{"fault", "group", "host", "service", "store"}},
+	{"vocabulary", []string{"fault", "group", "host", "service", "store", "vnet"}},
 	{"pure", []string{"arm", "converge", "network/overlay", "place", "seccomp", "stream"}},
 	{"adapter", []string{"cgroup", "client", "dns", "hostlink", "identity", "image", "keeper", "network", "port", "probe", "runtime", "sandbox",
 		"store/embedded", "store/etcd", "store/mem", "store/sealed", "volume"}},
 	{"service", []string{"agent", "controller", "httpapi", "nodeless", "sim", "virtualnode"}},
-	{"command", []string{"bench", "cli", "doctor", "platform", "podbench", "tidy"}},
+	{"command", []string{"bench", "cli", "doctor", "platform", "podbench", "sim/fleet", "tidy"}},
 }
 
 // sideways are imports within a storey, each with its reason.
@@ -26,6 +26,7 @@ var sideways = map[string]string{
 	"host -> group":         "a host is asked to run groups: one vocabulary in two files",
 	"host -> service":       "and to carry service addresses",
 	"service -> group":      "a service address leads to groups, and is named as they are",
+	"vnet -> group":         "subnets are what groups have addresses of, and virtual networks are named as they are",
 	"dns -> port":           "it listens, and may be started again the moment it was killed",
 	"keeper -> sandbox":     "the keeper starts the sandbox's init and hands it its specification",
 	"runtime -> cgroup":     "a runtime is put together of cgroups, keeper and sandbox",
@@ -55,6 +56,7 @@ var outside = map[string][]string{
 	"internal/host":       {},
 	"internal/service":    {},
 	"internal/store":      {},
+	"internal/vnet":       {},
 	"internal/place":      {},
 	"internal/converge":   {},
 	"internal/sandbox":    {"golang.org/x/sys/unix"},

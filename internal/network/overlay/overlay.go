@@ -8,6 +8,7 @@ package overlay
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -47,6 +48,14 @@ type Overlay struct {
 	Port     uint16     // UDP, the same on all hosts of a fleet, and one instance's alone on a machine; 0: DefaultPort
 	Networks []Network  // that this host carries
 	Peers    []Peer     // all other hosts; one that is missing is fenced: nothing goes to it or comes from it
+	Homes    []Home     // single addresses of networks, which are in no block
+}
+
+// Home is an address of one network that is on a peer.
+type Home struct {
+	Network uint32 // one of Networks
+	Addr    netip.Addr
+	Peer    netip.Addr // one of Peers
 }
 
 // Network is a network that spans hosts.
@@ -119,9 +128,10 @@ const MainTable = 254
 
 // Plan is what a host is to hold, checked.
 type Plan struct {
-	Devices map[string]Device // by name
-	Entries Entries           // of each device
-	Numbers map[string]uint32 // device → network
+	Devices map[string]Device                      // by name
+	Entries Entries                                // of each device
+	Homes   map[string]map[netip.Prefix]netip.Addr // by device: what its table has beside them
+	Numbers map[string]uint32                      // device → network
 	Peers   map[netip.Addr]bool
 	MTU     uint32 // of new groups' links
 	Port    uint16
@@ -132,7 +142,7 @@ func LinkMTU(underlay, most uint32) uint32 { return min(most, underlay-Overhead)
 
 // New checks what is wanted and plans it. Errors: invalid.
 func New(site Site, want Overlay) (*Plan, error) {
-	p := &Plan{Devices: map[string]Device{}, Numbers: map[string]uint32{}, Peers: map[netip.Addr]bool{}, Port: want.Port,
+	p := &Plan{Homes: map[string]map[netip.Prefix]netip.Addr{}, Devices: map[string]Device{}, Numbers: map[string]uint32{}, Peers: map[netip.Addr]bool{}, Port: want.Port,
 		Entries: Entries{Routes: map[netip.Prefix]netip.Addr{}, Neighbours: map[netip.Addr]MAC{}, Forwards: map[MAC]netip.Addr{}}}
 	if !want.Enabled() {
 		return p, nil
@@ -159,6 +169,13 @@ func New(site Site, want Overlay) (*Plan, error) {
 		for _, b := range peer.Blocks {
 			p.Entries.Routes[b] = peer.Underlay
 		}
+	}
+	for _, h := range want.Homes {
+		name := site.Name(h.Network)
+		if p.Homes[name] == nil {
+			p.Homes[name] = map[netip.Prefix]netip.Addr{}
+		}
+		p.Homes[name][netip.PrefixFrom(h.Addr, h.Addr.BitLen())] = h.Peer
 	}
 	return p, nil
 }
@@ -194,6 +211,12 @@ func Validate(cidr netip.Prefix, want Overlay) error {
 			}
 		}
 		blocks = append(blocks, p.Blocks...)
+	}
+	for _, h := range want.Homes {
+		if !numbers[h.Network] || !hosts[h.Peer] || h.Peer == want.Underlay || !cidr.Contains(h.Addr) {
+			return invalid("the address %s of network %d at %s must be one of the groups' range %s, in a network of this host, on a peer", h.Addr, h.Network, h.Peer, cidr)
+		}
+		blocks = append(blocks, netip.PrefixFrom(h.Addr, h.Addr.BitLen()))
 	}
 	return disjoint(blocks)
 }
@@ -261,8 +284,13 @@ func (p *Plan) CompareDevices(have map[string]Device) DeviceChanges {
 }
 
 // Compare is what has to go from a device, and what has to come.
-func (p *Plan) Compare(have Entries) (gone, come Entries) {
-	gone.Routes, come.Routes = compare(have.Routes, p.Entries.Routes)
+func (p *Plan) Compare(device string, have Entries) (gone, come Entries) {
+	routes := p.Entries.Routes
+	if homes := p.Homes[device]; len(homes) > 0 {
+		routes = maps.Clone(routes)
+		maps.Copy(routes, homes)
+	}
+	gone.Routes, come.Routes = compare(have.Routes, routes)
 	gone.Neighbours, come.Neighbours = compare(have.Neighbours, p.Entries.Neighbours)
 	gone.Forwards, come.Forwards = compare(have.Forwards, p.Entries.Forwards)
 	return gone, come

@@ -64,6 +64,40 @@ func TestPlan(t *testing.T) {
 	}
 }
 
+// TestHomes: an address of one network is in that network's table alone, beside the blocks.
+func TestHomes(t *testing.T) {
+	o := good
+	o.Homes = []Home{{7, netip.MustParseAddr("10.99.128.4"), netip.MustParseAddr("192.0.2.13")}}
+	p, err := New(site, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for device, want := range map[string]string{
+		"sw00aav7":        "map[10.99.2.0/24:192.0.2.12 10.99.128.4/32:192.0.2.13 10.99.200.9/32:192.0.2.12]",
+		"sw00aavfffffffe": "map[10.99.2.0/24:192.0.2.12 10.99.200.9/32:192.0.2.12]",
+	} {
+		if _, come := p.Compare(device, Entries{}); fmt.Sprint(come.Routes) != want {
+			t.Errorf("routes of %s = %v, want %s", device, come.Routes, want)
+		}
+	}
+	gone, _ := p.Compare("sw00aavfffffffe", Entries{Routes: map[netip.Prefix]netip.Addr{netip.MustParsePrefix("10.99.128.4/32"): netip.MustParseAddr("192.0.2.13")}})
+	if len(gone.Routes) != 1 {
+		t.Errorf("a home of another network stays: %v", gone.Routes)
+	}
+	for what, h := range map[string]Home{
+		"in a network that is not carried": {8, netip.MustParseAddr("10.99.128.4"), netip.MustParseAddr("192.0.2.13")},
+		"at nobody":                        {7, netip.MustParseAddr("10.99.128.4"), netip.MustParseAddr("192.0.2.14")},
+		"at this host":                     {7, netip.MustParseAddr("10.99.128.4"), good.Underlay},
+		"outside":                          {7, netip.MustParseAddr("10.98.128.4"), netip.MustParseAddr("192.0.2.13")},
+		"in a block":                       {7, netip.MustParseAddr("10.99.2.4"), netip.MustParseAddr("192.0.2.13")},
+	} {
+		o.Homes = []Home{h}
+		if _, err := New(site, o); fault.KindOf(err) != fault.Invalid {
+			t.Errorf("a home %s: %v, want invalid", what, err)
+		}
+	}
+}
+
 func TestLinkMTU(t *testing.T) {
 	for _, c := range []struct{ underlay, want uint32 }{{1500, 1450}, {1549, 1499}, {1550, 1500}, {9000, 1500}} {
 		if got := LinkMTU(c.underlay, 1500); got != c.want {
@@ -170,7 +204,7 @@ func TestComparisonLeadsThere(t *testing.T) {
 			t.Fatal(err)
 		}
 		have := Entries{maps.Clone(a.Entries.Routes), maps.Clone(a.Entries.Neighbours), maps.Clone(a.Entries.Forwards)}
-		gone, come := b.Compare(have)
+		gone, come := b.Compare("", have)
 		for k := range gone.Routes {
 			if _, wanted := b.Entries.Routes[k]; wanted {
 				t.Fatalf("route %s is wanted and goes", k)
@@ -187,7 +221,7 @@ func TestComparisonLeadsThere(t *testing.T) {
 		maps.Copy(have.Neighbours, come.Neighbours)
 		maps.DeleteFunc(have.Forwards, func(k MAC, _ netip.Addr) bool { _, ok := gone.Forwards[k]; return ok })
 		maps.Copy(have.Forwards, come.Forwards)
-		gone, come = b.Compare(have)
+		gone, come = b.Compare("", have)
 		if n := len(gone.Routes) + len(gone.Neighbours) + len(gone.Forwards) + len(come.Routes) + len(come.Neighbours) + len(come.Forwards); n > 0 {
 			t.Fatalf("still %v and %v", gone, come)
 		}

@@ -1,0 +1,180 @@
+package controller
+
+import (
+	"net/netip"
+	"strings"
+
+	"spillway.dev/spillway/internal/arm"
+	"spillway.dev/spillway/internal/fault"
+	"spillway.dev/spillway/internal/vnet"
+)
+
+// checkNetwork says whether a virtual network can be as it shall; old is nil when it is new.
+func (c *Controller) checkNetwork(old, n *vnet.Network) error {
+	if old == nil {
+		c.mu.RLock()
+		count := c.idx.vnets.count[strings.ToLower(n.Ref.Subscription)]
+		c.mu.RUnlock()
+		if count >= vnet.MaxPerSubscription {
+			return fault.New(fault.Exhausted, "", "The subscription has %d virtual networks, the most that it can have. Delete some.", count)
+		}
+	}
+	if old == nil || !equal(old.Prefixes, n.Prefixes) {
+		if err := c.checkSpace(n); err != nil {
+			return err
+		}
+	}
+	if err := checkSubnets(n); err != nil || old == nil {
+		return err
+	}
+	return c.checkUsers(old, n)
+}
+
+// checkSpace says whether a virtual network can have its address space. The caller holds netting, so that no two get the
+// same.
+func (c *Controller) checkSpace(n *vnet.Network) error {
+	const field = "properties.addressSpace.addressPrefixes"
+	refuse := func(code, format string, args ...any) error {
+		e := fault.New(fault.Invalid, code, format, args...)
+		e.Target = field
+		return e
+	}
+	if len(n.Prefixes) == 0 {
+		return refuse("", "The field '%s' must name at least one range.", field)
+	}
+	if a, b, found := vnet.Overlapping(n.Prefixes); found {
+		return refuse("AddressPrefixesOverlap", "The ranges %s and %s of virtual network '%s' overlap.", n.Prefixes[a], n.Prefixes[b], n.Ref.Name)
+	}
+	virtual := c.virtual()
+	for _, p := range n.Prefixes {
+		if !virtual.IsValid() {
+			return refuse("AddressSpaceNotAvailable", "The platform has no range for virtual networks.")
+		}
+		if !vnet.Inside(p, virtual) {
+			return refuse("AddressSpaceNotAvailable", "The range %s of virtual network '%s' is not in %s, where the address spaces of this platform's virtual networks are. "+
+				"Choose a part of that, or leave the field 'properties.addressSpace' out to get one; a new platform gets another range by the option --network, of which the second half is for virtual networks.",
+				p, n.Ref.Name, virtual)
+		}
+	}
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	for _, p := range n.Prefixes {
+		if other, q := c.spaceOver(p, n.UID); other != nil {
+			whose := "another virtual network"
+			if strings.EqualFold(other.Ref.Subscription, n.Ref.Subscription) {
+				whose = "virtual network " + arm.NetworkID(other.Ref)
+			}
+			return refuse("AddressSpaceInUse", "The range %s of virtual network '%s' overlaps %s of %s. On this platform address spaces are apart. Choose another, or leave the field 'properties.addressSpace' out to get a free one.", p, n.Ref.Name, q, whose)
+		}
+		if taken, found := c.addressIn(p); found {
+			return refuse("AddressSpaceInUse", "The range %s of virtual network '%s' holds %s, out of which hosts give addresses to groups that are in no subnet. Choose another.", p, n.Ref.Name, taken)
+		}
+	}
+	return nil
+}
+
+// spaceOver finds a virtual network other than the given one whose address space overlaps a range, with the lock held.
+func (c *Controller) spaceOver(p netip.Prefix, except string) (*vnet.Network, netip.Prefix) {
+	for _, e := range c.idx.vnets.all {
+		for _, q := range e.network.Prefixes {
+			if e.network.UID != except && q.Overlaps(p) {
+				return e.network, q
+			}
+		}
+	}
+	return nil, netip.Prefix{}
+}
+
+// addressIn finds addresses of a range that groups have which are in no subnet, with the lock held: a platform from a time
+// before there were virtual networks may have given them.
+func (c *Controller) addressIn(p netip.Prefix) (netip.Prefix, bool) {
+	for _, r := range c.idx.hosts {
+		for _, b := range r.Blocks {
+			if b.Overlaps(p) {
+				return b, true
+			}
+		}
+	}
+	for _, e := range c.idx.groups {
+		if e.status == nil || e.group.Address.IsValid() || e.group.Spec.HostNetwork {
+			continue
+		}
+		if a, err := netip.ParseAddr(e.status.IP); err == nil && p.Contains(a) {
+			return netip.PrefixFrom(a, a.BitLen()), true
+		}
+	}
+	return netip.Prefix{}, false
+}
+
+// spaceBits is by how many bits an address space that nobody has chosen is smaller than what there is for all.
+const spaceBits = 4
+
+// freeSpace finds an address space for a virtual network that names none.
+func (c *Controller) freeSpace() ([]netip.Prefix, error) {
+	virtual := c.virtual()
+	if !virtual.IsValid() {
+		return nil, fault.New(fault.Invalid, "AddressSpaceNotAvailable", "The platform has no range for virtual networks.")
+	}
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	var used []netip.Prefix
+	for _, e := range c.idx.vnets.all {
+		used = append(used, e.network.Prefixes...)
+	}
+	for _, r := range c.idx.hosts {
+		used = append(used, r.Blocks...)
+	}
+	for bits := min(virtual.Bits()+spaceBits, vnet.MostBits); bits <= vnet.MostBits; bits++ {
+		if p, ok := vnet.Free(virtual, bits, used); ok {
+			return []netip.Prefix{p}, nil
+		}
+	}
+	return nil, fault.New(fault.Exhausted, "AddressSpaceNotAvailable", "All of %s is in the address spaces of virtual networks. Delete some.", virtual)
+}
+
+// checkSubnets says whether the subnets of a virtual network are apart and in its address space.
+func checkSubnets(n *vnet.Network) error {
+	var ranges []netip.Prefix
+	for _, s := range n.Subnets {
+		if !n.Within(s.Prefix) {
+			return fault.New(fault.Invalid, "NetcfgInvalidSubnet",
+				"Subnet '%s' is not valid because its IP address range %s is outside the IP address range %s of virtual network '%s'.", s.Name, s.Prefix, list(n.Prefixes), n.Ref.Name)
+		}
+		ranges = append(ranges, s.Prefix)
+	}
+	if a, b, found := vnet.Overlapping(ranges); found {
+		return fault.New(fault.Invalid, "NetcfgSubnetRangesOverlap",
+			"Subnet '%s' is not valid because its IP address range %s overlaps with %s, that of subnet '%s' in virtual network '%s'.",
+			n.Subnets[b].Name, ranges[b], ranges[a], n.Subnets[a].Name, n.Ref.Name)
+	}
+	return nil
+}
+
+func list(prefixes []netip.Prefix) string {
+	var out []string
+	for _, p := range prefixes {
+		out = append(out, p.String())
+	}
+	return strings.Join(out, ", ")
+}
+
+// checkUsers refuses what takes addresses away from groups.
+func (c *Controller) checkUsers(old, n *vnet.Network) error {
+	v := c.networkView(old)
+	for i := range old.Subnets {
+		was := &old.Subnets[i]
+		now := n.Subnet(was.Name)
+		if now != nil && now.Prefix == was.Prefix {
+			continue
+		}
+		users := arm.Users(v, was.Prefix)
+		switch {
+		case len(users) == 0:
+		case now == nil:
+			return inUse("InUseSubnetCannotBeDeleted", "Subnet "+was.Name, users, "be deleted")
+		default:
+			return inUse("InUsePrefixCannotBeDeleted", "The range "+was.Prefix.String()+" of subnet "+was.Name, users, "become "+now.Prefix.String())
+		}
+	}
+	return nil
+}
