@@ -74,7 +74,7 @@ func (c *cell) measureCreates(ctx context.Context, o Options, r *Report) (err er
 		follower = c.alive()[1]
 	}
 	apis := []*client.Client{alone, c.servers[lead].api, c.servers[follower].api}
-	times := make([]sample, len(apis))
+	times, puts := make([]sample, len(apis)), make([]sample, len(apis))
 	for i := range o.Runs + o.warmUp() {
 		for j, api := range apis {
 			id := fmt.Sprintf("c%d", i)
@@ -83,12 +83,13 @@ func (c *cell) measureCreates(ctx context.Context, o Options, r *Report) (err er
 			if _, err := api.PutGroup(ctx, "", id, payloadGroup(api, "Never")); err != nil {
 				return err
 			}
+			answered := now()
 			at, err := payloadStamp(ctx, api, id, begin)
 			if err != nil {
 				return err
 			}
 			if i >= o.warmUp() {
-				times[j] = append(times[j], at-begin)
+				times[j], puts[j] = append(times[j], at-begin), append(puts[j], answered-begin)
 			}
 			if err := api.DeleteGroup(ctx, "", id, true); err != nil {
 				return err
@@ -98,8 +99,11 @@ func (c *cell) measureCreates(ctx context.Context, o Options, r *Report) (err er
 	}
 	theirs := Figures{}
 	times[0].into(theirs, "firstInstruction")
+	puts[0].into(theirs, "put")
 	r.Peers["one machine"] = theirs
 	times[1].into(r.Ours, "firstInstructionByTheLeader")
+	puts[1].into(r.Ours, "putByTheLeader")
+	puts[2].into(r.Ours, "putByAnotherServer")
 	times[2].into(r.Ours, "firstInstructionByAnotherServer")
 	r.Ratios["createToRunning5HostsOver1"] = pairedRatio(times[1], times[0])
 	r.Ratios["createToRunning5HostsOver1ByAnotherServer"] = pairedRatio(times[2], times[0])
