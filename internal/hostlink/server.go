@@ -216,7 +216,7 @@ func (r *remote) sendAll(ss grpc.ServerStream) error {
 
 // listen ends a connection over which nothing has been heard.
 func (r *remote) listen(every time.Duration) error {
-	tick := time.NewTicker(every / 2)
+	tick := time.NewTicker(every / 8) // what is noticed late is started late elsewhere
 	defer tick.Stop()
 	for {
 		select {
