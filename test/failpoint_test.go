@@ -248,14 +248,14 @@ func TestArmedPointsExist(t *testing.T) {
 	}
 	defer resp.Body.Close()
 	body, _ := io.ReadAll(resp.Body)
-	for _, list := range [][]string{createPoints, stopPoints, deletePoints, pullPoints, addressPoints, addressGonePoints, recoveryPoints, evictionPoints, overlayPoints, keeperCreatePoints, keeperDeletePoints, keeperGuestPoints} {
+	for _, list := range [][]string{createPoints, stopPoints, deletePoints, pullPoints, addressPoints, addressGonePoints, networkPoints, recoveryPoints, evictionPoints, overlayPoints, keeperCreatePoints, keeperDeletePoints, keeperGuestPoints} {
 		for _, point := range list {
 			if !strings.Contains(string(body), point+"=") && !strings.HasPrefix(point, "keeper") {
 				t.Errorf("the point %s is not in the programs", point)
 			}
 		}
 	}
-	all := strings.Join([]string{fmt.Sprint(createPoints), fmt.Sprint(stopPoints), fmt.Sprint(deletePoints), fmt.Sprint(pullPoints), fmt.Sprint(addressPoints), fmt.Sprint(addressGonePoints), fmt.Sprint(recoveryPoints), fmt.Sprint(evictionPoints), fmt.Sprint(overlayPoints), fmt.Sprint(keeperCreatePoints), fmt.Sprint(keeperDeletePoints), fmt.Sprint(keeperGuestPoints)}, " ")
+	all := strings.Join([]string{fmt.Sprint(createPoints), fmt.Sprint(stopPoints), fmt.Sprint(deletePoints), fmt.Sprint(pullPoints), fmt.Sprint(addressPoints), fmt.Sprint(addressGonePoints), fmt.Sprint(networkPoints), fmt.Sprint(recoveryPoints), fmt.Sprint(evictionPoints), fmt.Sprint(overlayPoints), fmt.Sprint(keeperCreatePoints), fmt.Sprint(keeperDeletePoints), fmt.Sprint(keeperGuestPoints)}, " ")
 	for line := range strings.FieldsSeq(string(body)) {
 		if name, _, _ := strings.Cut(line, "="); !strings.Contains(all, name) {
 			t.Errorf("no test arms the point %s", name)

@@ -21,6 +21,7 @@ var (
 	pullPoints        = []string{"pullLeased", "pullFetching", "pullUnpacked", "pullRecorded"}
 	addressPoints     = []string{"addressStored", "routesBefore", "routesRuled"}
 	addressGonePoints = []string{"addressRemoved", "routesBefore", "routesRuled"}
+	networkPoints     = []string{"networkStored"}
 	evictionPoints    = []string{"evictBefore", "evictAfter", "moveBefore", "moveAfter"}
 	// Of several hosts; internal/network arms them itself.
 	overlayPoints      = []string{"overlayFenced", "overlayUnruled", "overlayMade", "overlayRouted"}

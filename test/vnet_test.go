@@ -1,6 +1,7 @@
 package test
 
 import (
+	"context"
 	"net/netip"
 	"strings"
 	"syscall"
@@ -187,5 +188,28 @@ func TestAddressesSurviveKills(t *testing.T) {
 		}
 		waitFor(t, "another keeper", func() bool { pid := p.keeperPid(); return pid != 0 && pid != before })
 		meet("after the keeper's death")
+	}
+}
+
+// TestKillsWhileANetworkIsMade: what has been stored is there after a kill, whether it was answered or not.
+func TestKillsWhileANetworkIsMade(t *testing.T) {
+	t.Parallel()
+	a := startArmed(t)
+	for _, point := range networkPoints {
+		a.strike(point, func(ctx context.Context) error {
+			_, err := a.client.PutNetwork(ctx, "", "struck", M{"properties": M{}})
+			return err
+		})
+		n, err := a.client.GetNetwork(t.Context(), "", "struck")
+		if err != nil {
+			t.Fatalf("after a kill at %s: %v", point, err)
+		}
+		again, err := a.client.PutNetwork(t.Context(), "", "struck", M{"properties": M{"addressSpace": M{"addressPrefixes": n.Properties.AddressSpace.Prefixes}}})
+		if err != nil || again.Properties.AddressSpace.Prefixes[0] != n.Properties.AddressSpace.Prefixes[0] {
+			t.Errorf("the same again after a kill at %s: %+v, %v", point, again, err)
+		}
+		if err := a.client.DeleteNetwork(t.Context(), "", "struck"); err != nil {
+			t.Error(err)
+		}
 	}
 }

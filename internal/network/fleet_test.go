@@ -321,11 +321,16 @@ func (h *hostWorld) listen(ns *os.File, at string) *ear {
 }
 
 // next is the next packet, "" when none comes.
-func (e *ear) next() string {
+func (e *ear) next() string { return e.within(patience) }
+
+// surely is a packet that has to come, however busy the machine is.
+func (e *ear) surely() string { return e.within(10 * time.Second) }
+
+func (e *ear) within(d time.Duration) string {
 	select {
 	case s := <-e.heard:
 		return s
-	case <-time.After(patience):
+	case <-time.After(d):
 		return ""
 	}
 }

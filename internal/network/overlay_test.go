@@ -93,7 +93,11 @@ func TestOverlayForgery(t *testing.T) {
 		if err := sendUDP(from, a.outerPort(), packet); err != nil {
 			t.Fatal(err)
 		}
-		if got := heard.next(); got != want {
+		hear := heard.next
+		if want != "" {
+			hear = heard.surely
+		}
+		if got := hear(); got != want {
 			t.Errorf("%s: heard %q, want %q", what, got, want)
 		}
 	}
