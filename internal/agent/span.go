@@ -127,16 +127,14 @@ func (s *span) run(ctx context.Context) {
 	}
 }
 
-// carryOut takes this host's blocks and brings the kernel in line with who takes part.
+// carryOut brings the kernel in line with who takes part, and takes this host's blocks. In this order: a disk that is full
+// must not keep a lost host from being fenced.
 func (s *span) carryOut(ctx context.Context) error {
 	s.mu.Lock()
 	wish, told := s.wish, s.told
 	s.mu.Unlock()
 	if !told || !s.a.cfg.Blocks {
 		return nil
-	}
-	if err := s.takeBlocks(wish.Blocks); err != nil {
-		return err
 	}
 	networks := s.a.carriedNetworks()
 	want := overlayOf(wish, networks, s.last.Enabled())
@@ -153,7 +151,7 @@ func (s *span) carryOut(ctx context.Context) error {
 	if s.done.Swap(wish.Version) != wish.Version && s.a.cfg.Changed != nil {
 		s.a.cfg.Changed()
 	}
-	return nil
+	return s.takeBlocks(wish.Blocks)
 }
 
 // overlayOf is what the kernel shall hold. A host that has nobody to reach takes no part; one that had keeps its devices.

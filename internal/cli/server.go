@@ -52,6 +52,7 @@ func (a *app) serverCommand() *cobra.Command {
 	f.StringVar(&kept.KeyFile, "store-key", "", "file of the key that seals what is in etcd: the same for all servers (default: store.key in the data directory)")
 	f.StringVar(&cidr, "network", "", "range of all groups' own addresses, chosen once (default: "+platform.DefaultRange.String()+")")
 	f.StringVar(&services, "service-addresses", controller.DefaultServices.String(), "range out of which service addresses get theirs")
+	f.StringSliceVar(&cfg.Pack, "pack", nil, "pools whose hosts are filled one after the other; those of other pools are kept even")
 	f.Float64Var(&cfg.CPUFactor, "cpu-overcommit", controller.DefaultCPUOvercommit, "requested cores that one real core carries")
 	f.DurationVar(&cfg.Beat, "beat", hostlink.DefaultBeat, "time between two signs of life of a host; one that misses three is lost")
 	f.BoolVar(&verbose, "verbose", false, "log more")

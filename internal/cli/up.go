@@ -74,6 +74,7 @@ func (a *app) upCommand() *cobra.Command {
 	f.StringArrayVar(&mirrors, "mirror", nil, "REGISTRY=URL: ask URL first for images of REGISTRY")
 	f.StringSliceVar(&cfg.PlainHTTP, "plain-http", nil, "registries that are asked without TLS")
 	f.IntVar(&cfg.Pool, "pool", agent.DefaultPoolSize, "sandboxes that are parked in advance; 0 parks none")
+	f.StringSliceVar(&cfg.Pack, "pack", nil, "pools whose hosts are filled one after the other; those of other pools are kept even")
 	f.Float64Var(&cfg.CPUFactor, "cpu-overcommit", controller.DefaultCPUOvercommit, "requested cores that one real core carries")
 	f.StringSliceVar(&cfg.Allow, "allow", nil, "what of this machine groups may have: host-network, host-pid, host-ipc, host-path, host-path=/DIR, privileged (default: nothing)")
 	f.StringVar(&cfg.HostsListen, "hosts-listen", "", "address to which further hosts connect ('spillway agent'); without it this machine is the only one")

@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"sync"
 	"time"
@@ -93,11 +94,10 @@ func New(ctx context.Context, cfg Config) (*Controller, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	if cfg.Policy.CPUOvercommit == 0 {
-		cfg.Policy.CPUOvercommit = DefaultCPUOvercommit
-	}
-	if cfg.Policy.StorageOvercommit == 0 {
-		cfg.Policy.StorageOvercommit = DefaultStorageOvercommit
+	cfg.Policy = overcommit(cfg.Policy)
+	cfg.Pools = maps.Clone(cfg.Pools)
+	for name, p := range cfg.Pools {
+		cfg.Pools[name] = overcommit(p)
 	}
 	if !cfg.Services.IsValid() {
 		cfg.Services = DefaultServices
@@ -113,6 +113,17 @@ func New(ctx context.Context, cfg Config) (*Controller, error) {
 	life := newID()[:8]
 	c.feed, c.addressFeed = newFeed[arm.View](life), newFeed[arm.AddressView](life)
 	return c, nil
+}
+
+// overcommit fills in what a policy leaves open.
+func overcommit(p place.Policy) place.Policy {
+	if p.CPUOvercommit == 0 {
+		p.CPUOvercommit = DefaultCPUOvercommit
+	}
+	if p.StorageOvercommit == 0 {
+		p.StorageOvercommit = DefaultStorageOvercommit
+	}
+	return p
 }
 
 // load fills the index from the store.

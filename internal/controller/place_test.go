@@ -2,6 +2,8 @@ package controller
 
 import (
 	"context"
+	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 	"testing"
@@ -10,6 +12,8 @@ import (
 	"spillway.dev/spillway/internal/fault"
 	"spillway.dev/spillway/internal/group"
 	"spillway.dev/spillway/internal/host"
+	"spillway.dev/spillway/internal/place"
+	"spillway.dev/spillway/internal/sim"
 	"spillway.dev/spillway/internal/store/mem"
 )
 
@@ -126,5 +130,36 @@ func TestReservationsOutliveReports(t *testing.T) {
 	defer c.mu.RUnlock()
 	if one, two := c.idx.fleet.Used("h1"), c.idx.fleet.Used("h2"); one != (group.Resources{}) || two != (group.Resources{}) || len(c.idx.reserved) != 0 {
 		t.Errorf("an ended group holds %+v and %+v, %d reservations", one, two, len(c.idx.reserved))
+	}
+}
+
+func TestPoolsArePackedOrEven(t *testing.T) {
+	c, err := New(t.Context(), Config{Store: mem.New(), Location: "local", Log: slog.New(slog.DiscardHandler), Pools: map[string]place.Policy{"packed": {MemoryOvercommit: 1, Pack: true}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	withResourceGroup(t, c)
+	for _, pool := range []string{"packed", "even"} {
+		for i := range 3 {
+			h := sim.NewHost(fmt.Sprintf("%s%d", pool, i), nil, c.From(fmt.Sprintf("%s%d", pool, i)))
+			t.Cleanup(h.Close)
+			h.Change(func(d *host.Host) { d.Pool = pool })
+			c.Connect(h)
+		}
+	}
+	hosts := map[string]map[string]bool{"packed": {}, "even": {}}
+	for pool, on := range hosts {
+		for i := range 3 {
+			req := request("run=1h")
+			req.Spec.Placement = &group.Placement{Pools: []string{pool}}
+			res, err := c.Put(t.Context(), ref(fmt.Sprintf("%s%d", pool, i)), req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			on[res.View.Group.Host] = true
+		}
+	}
+	if len(hosts["packed"]) != 1 || len(hosts["even"]) != 3 {
+		t.Errorf("three groups are on %v of a packed pool and on %v of an even one, want one host and three", hosts["packed"], hosts["even"])
 	}
 }

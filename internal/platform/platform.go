@@ -52,6 +52,7 @@ type Config struct {
 	PlainHTTP []string // registries without TLS
 	Pool      int      // parked slots; 0: the agent's default, agent.PoolNone: none
 	CPUFactor float64  // requested cores that one real core carries
+	Pack      []string // pools whose hosts are filled one after the other; those of the others are kept even
 	Allow     []string // what of the machine groups may have, see group.ParseAllowance
 
 	HostsListen string        // HOST:PORT to which further hosts connect, "": there are none
@@ -157,6 +158,22 @@ func Up(ctx context.Context, cfg Config) error {
 	return site.run(ctx)
 }
 
+// policy is how groups are placed in a pool without a word of its own.
+func (c *Config) policy() place.Policy {
+	return place.Policy{CPUOvercommit: c.CPUFactor, MemoryOvercommit: 1}
+}
+
+// packed are the policies of pools that are to be packed.
+func (c *Config) packed() map[string]place.Policy {
+	out := map[string]place.Policy{}
+	for _, pool := range c.Pack {
+		p := c.policy()
+		p.Pack = true
+		out[pool] = p
+	}
+	return out
+}
+
 // site is a platform whose place is its own: a locked data directory, an instance, a runtime that exists.
 type site struct {
 	Config
@@ -208,7 +225,7 @@ func (s *site) run(ctx context.Context) error {
 		shared = s.instance.CIDR
 	}
 	ctrl, err := controller.New(ctx, controller.Config{Store: st, Location: cfg.Location, Log: cfg.Log, Network: shared,
-		Policy:   place.Policy{CPUOvercommit: cfg.CPUFactor, MemoryOvercommit: 1},
+		Policy: cfg.policy(), Pools: cfg.packed(),
 		Services: cfg.Services, Reserved: []netip.Prefix{s.instance.CIDR}, LostAfter: hostlink.Missed * cfg.Beat})
 	if err != nil {
 		return err

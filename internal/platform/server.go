@@ -26,7 +26,6 @@ import (
 	"spillway.dev/spillway/internal/hostlink"
 	"spillway.dev/spillway/internal/httpapi"
 	"spillway.dev/spillway/internal/identity"
-	"spillway.dev/spillway/internal/place"
 	"spillway.dev/spillway/internal/store"
 	"spillway.dev/spillway/internal/store/embedded"
 	"spillway.dev/spillway/internal/store/etcd"
@@ -316,7 +315,7 @@ func (r *replica) lead(ctx context.Context, l *etcd.Leadership) error {
 		return err
 	}
 	ctrl, err := controller.New(ctx, controller.Config{Store: st, Location: r.Location, Log: r.Log, Services: r.Services, Network: shared, Reserved: []netip.Prefix{shared}, LostAfter: hostlink.Missed * r.Beat,
-		Policy: place.Policy{CPUOvercommit: r.CPUFactor, MemoryOvercommit: 1}})
+		Policy: r.policy(), Pools: r.packed()})
 	if err != nil {
 		return err
 	}
