@@ -194,7 +194,8 @@ func echo(ns *os.File, to netip.Addr, size int) bool {
 			return err
 		}
 		defer unix.Close(s)
-		if err := unix.SetsockoptTimeval(s, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: patience.Microseconds()}); err != nil {
+		limit := unix.NsecToTimeval(patience.Nanoseconds())
+		if err := unix.SetsockoptTimeval(s, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit); err != nil {
 			return err
 		}
 		if err := unix.Sendto(s, append([]byte{8, 0, 0, 0, 0, 1, 0, 1}, make([]byte, size)...), 0, &unix.SockaddrInet4{Addr: to.As4()}); err != nil {

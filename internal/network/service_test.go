@@ -19,7 +19,7 @@ import (
 
 const (
 	cluster  = "10.96.0.10"
-	patience = 400 * time.Millisecond // for an answer
+	patience = 1200 * time.Millisecond // for an answer: one packet may be lost, and the machine be busy
 )
 
 // speak answers every TCP line and every UDP packet with its name and the caller's address.
