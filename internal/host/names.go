@@ -73,13 +73,6 @@ func (n *Names) Join(later Names) {
 		*n = later
 		return
 	}
-	changed := map[string]bool{}
-	for _, s := range later.Set {
-		changed[s.UID] = true
-	}
-	for _, uid := range later.Gone {
-		changed[uid] = true
-	}
-	n.Set = append(slices.DeleteFunc(slices.Clone(n.Set), func(s Named) bool { return changed[s.UID] }), later.Set...)
-	n.Gone = append(slices.DeleteFunc(slices.Clone(n.Gone), func(uid string) bool { return changed[uid] }), later.Gone...)
+	joined := Changes[Named]{n.Set, n.Gone}.Join(Changes[Named]{later.Set, later.Gone}, func(s Named) string { return s.UID })
+	n.Set, n.Gone = joined.Set, joined.Gone
 }

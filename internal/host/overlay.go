@@ -35,16 +35,30 @@ func (o *Overlay) Join(later Overlay) {
 		*o = later
 		return
 	}
+	o.Version, o.Underlay, o.Blocks = later.Version, later.Underlay, later.Blocks
+	joined := Changes[Peer]{o.Set, o.Gone}.Join(Changes[Peer]{later.Set, later.Gone}, func(p Peer) string { return p.Name })
+	o.Set, o.Gone = joined.Set, joined.Gone
+}
+
+// Changes are things that are set, and names of others that are gone.
+type Changes[T any] struct {
+	Set  []T
+	Gone []string
+}
+
+// Join gives these changes with later ones: of each thing, which key names, the later word counts. The lists that it is
+// given stay as they are.
+func (c Changes[T]) Join(later Changes[T], key func(T) string) Changes[T] {
 	changed := map[string]bool{}
-	for _, p := range later.Set {
-		changed[p.Name] = true
+	for _, v := range later.Set {
+		changed[key(v)] = true
 	}
 	for _, name := range later.Gone {
 		changed[name] = true
 	}
-	o.Version, o.Underlay, o.Blocks = later.Version, later.Underlay, later.Blocks
-	o.Set = append(slices.DeleteFunc(slices.Clone(o.Set), func(p Peer) bool { return changed[p.Name] }), later.Set...)
-	o.Gone = append(slices.DeleteFunc(slices.Clone(o.Gone), func(name string) bool { return changed[name] }), later.Gone...)
+	set := slices.DeleteFunc(slices.Clone(c.Set), func(v T) bool { return changed[key(v)] })
+	gone := slices.DeleteFunc(slices.Clone(c.Gone), func(name string) bool { return changed[name] })
+	return Changes[T]{append(set, later.Set...), append(gone, later.Gone...)}
 }
 
 // BlockBits is the size of the address blocks that a range is given out in, as the bits of a prefix: at most 256

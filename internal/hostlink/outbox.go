@@ -78,15 +78,9 @@ func (o *outbox) addServe(u service.Update) {
 		o.queue = append(o.queue, &down{Serve: o.serve})
 		return
 	}
-	changed := map[string]bool{}
-	for _, r := range u.Set {
-		changed[r.UID] = true
-	}
-	for _, uid := range u.Gone {
-		changed[uid] = true
-	}
-	o.serve.Set = append(slices.DeleteFunc(slices.Clone(o.serve.Set), func(r service.Route) bool { return changed[r.UID] }), u.Set...)
-	o.serve.Gone = append(slices.DeleteFunc(slices.Clone(o.serve.Gone), func(uid string) bool { return changed[uid] }), u.Gone...)
+	type changes = host.Changes[service.Route]
+	joined := changes{Set: o.serve.Set, Gone: o.serve.Gone}.Join(changes{Set: u.Set, Gone: u.Gone}, func(r service.Route) string { return r.UID })
+	o.serve.Set, o.serve.Gone = joined.Set, joined.Gone
 }
 
 // addSpan adds a change of the network over all hosts, or joins it with those that nobody has read yet.

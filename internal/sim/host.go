@@ -228,14 +228,19 @@ func (h *Host) Overlay() host.Overlay {
 func (h *Host) Name(u host.Names) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if u.Full {
-		clear(h.names)
+	change(h.names, u.Full, host.Changes[host.Named]{Set: u.Set, Gone: u.Gone}, func(n host.Named) string { return n.UID })
+}
+
+// change does to a map by uid what an update says.
+func change[T any](m map[string]T, full bool, u host.Changes[T], uid func(T) string) {
+	if full {
+		clear(m)
 	}
-	for _, uid := range u.Gone {
-		delete(h.names, uid)
+	for _, name := range u.Gone {
+		delete(m, name)
 	}
-	for _, n := range u.Set {
-		h.names[n.UID] = n
+	for _, v := range u.Set {
+		m[uid(v)] = v
 	}
 }
 
@@ -250,15 +255,7 @@ func (h *Host) Names() map[string]host.Named {
 func (h *Host) Serve(u service.Update) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if u.Full {
-		clear(h.routes)
-	}
-	for _, uid := range u.Gone {
-		delete(h.routes, uid)
-	}
-	for _, r := range u.Set {
-		h.routes[r.UID] = r
-	}
+	change(h.routes, u.Full, host.Changes[service.Route]{Set: u.Set, Gone: u.Gone}, func(r service.Route) string { return r.UID })
 }
 
 // Routes are the service addresses that the host carries, by uid.
