@@ -2,7 +2,6 @@ package cli
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -84,19 +83,7 @@ func (a *app) addressRemoveCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "rm NAME...", Short: "Delete service addresses", Args: names("the NAME of a service address", 1, 0), ValidArgsFunction: a.addressNames,
 		RunE: func(c *cobra.Command, args []string) error {
-			api, err := a.client()
-			if err != nil {
-				return err
-			}
-			var failed []error
-			for _, name := range args {
-				if err := api.DeleteServiceAddress(c.Context(), "", name); err != nil {
-					failed = append(failed, err)
-					continue
-				}
-				fmt.Fprintln(a.stdout, name)
-			}
-			return errors.Join(failed...)
+			return a.removeEach(args, func(api *client.Client, name string) error { return api.DeleteServiceAddress(c.Context(), "", name) })
 		},
 	}
 }

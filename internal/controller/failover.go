@@ -93,8 +93,8 @@ func (c *Controller) displaced() []*group.Group {
 			continue
 		}
 		before, waits := len(out), false
-		for _, g := range c.idx.onHost(name) {
-			switch e := c.idx.byUID[g.UID]; {
+		for _, e := range c.idx.byHost[name] {
+			switch g := e.group; {
 			case c.heldBack(g, a):
 				waits = true
 			case g.Desired == group.Delete:

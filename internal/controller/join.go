@@ -188,8 +188,8 @@ func (c *Controller) RemoveHost(ctx context.Context, name string) (host.Host, er
 		h, _ = c.known(name)
 	}
 	left := 0
-	for _, g := range c.idx.onHost(name) {
-		if e := c.idx.byUID[g.UID]; g.Desired == group.Delete || e.holds() {
+	for _, e := range c.idx.byHost[name] {
+		if e.group.Desired == group.Delete || e.holds() {
 			left++
 		}
 	}

@@ -78,11 +78,7 @@ func (c *Controller) wantBlocks(name string) {
 
 // missingBlocks is how many address blocks a connected host needs and does not have, with the lock held.
 func (c *Controller) missingBlocks(name string) int {
-	have := 0
-	if r := c.idx.hosts[name]; r != nil {
-		have = len(r.Blocks)
-	}
-	return wantedBlocks(len(c.idx.byHost[name]), 1<<(32-host.BlockBits(c.cfg.Network))) - have
+	return wantedBlocks(len(c.idx.byHost[name]), 1<<(32-host.BlockBits(c.cfg.Network))) - len(c.blocksOf(name))
 }
 
 // grantBlocks gives hosts the address blocks that they need and do not have, in one durable write for each host. Only the
@@ -242,14 +238,13 @@ func (c *Controller) tellSpan() int64 {
 	}
 	for name, now := range own {
 		old, known := s.told[name]
-		o := host.Overlay{Version: s.version.Load(), Underlay: now.underlay, Blocks: now.blocks, Set: without(set, name), Gone: gone}
 		if !known || old.link != now.link {
 			continue // it is told everything when it connects
 		}
 		if len(set)+len(gone) == 0 && old.underlay == now.underlay && slices.Equal(old.blocks, now.blocks) {
 			continue
 		}
-		now.link.Span(o)
+		now.link.Span(host.Overlay{Version: s.version.Load(), Underlay: now.underlay, Blocks: now.blocks, Set: without(set, name), Gone: gone})
 		s.told[name] = now
 	}
 	for name := range s.told {

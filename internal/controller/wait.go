@@ -70,8 +70,8 @@ func (c *Controller) account(e *entry) {
 
 // accountHost accounts the groups of a host of which something else is wanted now, with the lock held.
 func (c *Controller) accountHost(name string) {
-	for _, g := range c.idx.onHost(name) {
-		c.account(c.idx.byUID[g.UID])
+	for _, e := range c.idx.byHost[name] {
+		c.account(e)
 	}
 }
 
