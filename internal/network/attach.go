@@ -46,6 +46,7 @@ func (n *Network) Attach(ctx context.Context, s Slot) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	// gofail: var attachConfigured struct{}
+	n.fastAttach(link)
 	guard := guardElement(link, s.Addr)
 	err = n.commit(func(have elements) (del, add []element) {
 		old, ok := have.guard[s.Addr]

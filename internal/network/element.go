@@ -206,5 +206,5 @@ func (n *Network) readGroups() error {
 		have.apply(nil, list)
 	}
 	n.have = have
-	return nil
+	return n.fastCompare()
 }

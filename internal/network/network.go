@@ -60,7 +60,7 @@ type Network struct {
 	home  *os.File        // the network namespace of the machine
 	route *netlink.Handle // slow paths: listing
 
-	mu   sync.Mutex // guards nf and have: batches are serial in the kernel anyway
+	mu   sync.Mutex // guards nf, have and fast: batches are serial in the kernel anyway
 	nf   *socket
 	have elements // what the table's sets hold of groups
 
@@ -70,6 +70,8 @@ type Network struct {
 	serviceMu sync.Mutex // guards what follows; taken before mu, so that groups need not wait for service addresses
 	services  serviceStates
 	list      *socket
+
+	fast fast
 
 	linkMTU atomic.Uint32 // of new groups' links
 
@@ -149,6 +151,11 @@ func (n *Network) open() error {
 	way, had, err := n.adoptOverlay()
 	if err != nil {
 		return err
+	}
+	if had { // nobody has kept its maps up to date since
+		if err := n.fastEnd(true); err != nil {
+			return err
+		}
 	}
 	if err := n.applyRuleset(way, had); err != nil {
 		return err
@@ -250,12 +257,19 @@ func (n *Network) leave(addrs []netip.Addr, may func(have elements, i int) bool)
 // with the record (somebody else changed the table), the record is read again and the change computed anew, once.
 func (n *Network) commit(change func(have elements) (del, add []element)) error {
 	del, add := change(n.have)
+	if err := n.fastRefuse(del); err != nil {
+		return err
+	}
+	defer func() { n.fastAllow(del, add) }()
 	err := n.nf.do(encodeElements(n.plan.table, del, add)...)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY) {
 		if readErr := n.readGroups(); readErr != nil {
 			return errors.Join(err, readErr)
 		}
 		del, add = change(n.have)
+		if err := n.fastRefuse(del); err != nil {
+			return err
+		}
 		err = n.nf.do(encodeElements(n.plan.table, del, add)...)
 	}
 	if err != nil {

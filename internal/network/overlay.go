@@ -54,6 +54,12 @@ func (n *Network) setOverlay(want Overlay) (changes int, err error) {
 	before := n.way.sent.Load() + n.nf.sent.Load()
 	defer func() { changes = int(n.way.sent.Load() + n.nf.sent.Load() - before) }()
 	t := tunnel{want.Underlay, plan.Port}
+	if lost != nil { // the way stays as it is
+		t = n.tunnel
+	}
+	if err := n.fastFence(plan, t); err != nil {
+		return 0, err
+	}
 	if lost == nil && want.Enabled() && n.tunnel != t { // before there is a device that they are about
 		if err := n.changeTunnel(t); err != nil {
 			return 0, err
@@ -76,7 +82,11 @@ func (n *Network) setOverlay(want Overlay) (changes int, err error) {
 		return 0, n.changeTunnel(tunnel{})
 	}
 	n.linkMTU.Store(overlay.LinkMTU(plan.MTU+overlay.Overhead, mostMTU))
-	return 0, n.admit(plan)
+	if err := n.admit(plan); err != nil {
+		return 0, err
+	}
+	// gofail: var overlayAdmitted struct{}
+	return 0, n.fastAdmit(plan)
 }
 
 // planOverlay checks what is wanted. When the machine has lost its underlay, whom to refuse is known all the same.
@@ -321,10 +331,13 @@ func (n *Network) adoptOverlay() (t tunnel, had bool, err error) {
 
 // removeOverlay takes away an instance's devices and rules about routes.
 func (n *Network) removeOverlay() error {
+	n.mu.Lock()
+	slow := n.fastEnd(false)
+	n.mu.Unlock()
 	none := n.setRouteRules(nil, false)
 	_, index, err := n.overlayDevices()
 	if err == nil {
 		err = n.deleteLinks(slices.Collect(maps.Keys(index))...)
 	}
-	return errors.Join(none, err)
+	return errors.Join(slow, none, err)
 }

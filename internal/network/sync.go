@@ -39,7 +39,7 @@ func (n *Network) Detach(ctx context.Context, slots ...Slot) error {
 		links = append(links, n.plan.link(s.Index))
 		addrs = append(addrs, s.Addr)
 	}
-	errs := []error{n.deleteLinks(links...), n.LeaveSlots(ctx, slots...)}
+	errs := []error{n.fastForget(links), n.deleteLinks(links...), n.LeaveSlots(ctx, slots...)}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	errs = append(errs, n.commit(func(have elements) (del, add []element) {
@@ -109,7 +109,7 @@ func (n *Network) Sync(ctx context.Context, keep []Keep) (Report, error) {
 		stray = append(stray, name)
 	}
 	if r.Links = len(stray); r.Links > 0 {
-		if err := n.deleteLinks(stray...); err != nil {
+		if err := errors.Join(n.fastForget(stray), n.deleteLinks(stray...)); err != nil {
 			return r, fmt.Errorf("sync network: %w", err)
 		}
 	}

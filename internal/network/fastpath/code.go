@@ -1,0 +1,205 @@
+package fastpath
+
+import (
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+)
+
+// This file has the words that the programs are written in.
+
+// What a program says of a packet.
+const (
+	actUnspec = -1 // not for us: whatever would have become of it without us
+	actShot   = 2
+)
+
+// Offsets in struct __sk_buff.
+const (
+	skbLen      = 0
+	skbPktType  = 4
+	skbIfindex  = 40
+	skbData     = 76
+	skbDataEnd  = 80
+	skbGSOSize  = 176
+	packetToUs  = 0 // PACKET_HOST
+	ethLen      = 14
+	ipLen       = 20
+	tcpLen      = 20
+	tcpSYN      = 0x02
+	tcpACK      = 0x10
+	protocolTCP = 6
+	protocolUDP = 17
+	familyIPv4  = 2
+)
+
+// Offsets from the beginning of a network header, and of the transport header behind one without options.
+const (
+	ipTOS       = 1
+	ipID        = 4
+	ipFragments = 6
+	ipTTL       = 8
+	ipProtocol  = 9
+	ipSource    = 12
+	ipDest      = 16
+	portSource  = ipLen
+	portDest    = ipLen + 2
+	tcpOffset   = ipLen + 12
+	tcpFlags    = ipLen + 13
+)
+
+// Where programs keep things on their stack. Registers that last are R6, the context; R7 and R8, the packet's first byte and
+// the one behind its last; R9, what each program says.
+const (
+	keyFlow    = -16 // 12 bytes
+	keySource  = -20
+	keyDest    = -24
+	atNetwork  = -28 // together with the next one the key of an address in a network
+	atAddr     = -24
+	atPeer     = -32
+	atIfindex  = -36
+	atChecksum = -40
+	atLen      = -44
+	atTOS      = -48
+	atValue    = -52
+	atLPM      = -64 // 8 bytes
+	atMACs     = -80 // 12 bytes
+	atNext     = -84
+	atOuter    = -136
+)
+
+// code is a program in the making.
+type code struct{ list asm.Instructions }
+
+func (c *code) add(i ...asm.Instruction) { c.list = append(c.list, i...) }
+
+// label names the next instruction.
+func (c *code) label(name string, i asm.Instruction) { c.add(i.WithSymbol(name)) }
+
+// load reads from memory.
+func (c *code) load(dst, base asm.Register, offset int16, size asm.Size) {
+	c.add(asm.LoadMem(dst, base, offset, size))
+}
+
+// keep writes a register to the stack.
+func (c *code) keep(offset int16, src asm.Register, size asm.Size) {
+	c.add(asm.StoreMem(asm.RFP, offset, src, size))
+}
+
+// bounds loads where the packet is, and leaves unless its first n bytes can be read.
+func (c *code) bounds(n int32, otherwise string) {
+	c.load(asm.R7, asm.R6, skbData, asm.Word)
+	c.load(asm.R8, asm.R6, skbDataEnd, asm.Word)
+	c.add(asm.Mov.Reg(asm.R1, asm.R7), asm.Add.Imm(asm.R1, n), asm.JGT.Reg(asm.R1, asm.R8, otherwise))
+}
+
+// unless leaves when what is at a place in the packet is other than it has to be.
+func (c *code) unless(offset int16, size asm.Size, want int32, otherwise string) {
+	c.load(asm.R1, asm.R7, offset, size)
+	c.add(asm.JNE.Imm32(asm.R1, want, otherwise))
+}
+
+// lookup asks a map for a key on the stack: R0 is the value, or 0.
+func (c *code) lookup(m *ebpf.Map, key int32) {
+	c.add(asm.LoadMapPtr(asm.R1, m.FD()), asm.Mov.Reg(asm.R2, asm.RFP), asm.Add.Imm(asm.R2, key), asm.FnMapLookupElem.Call())
+}
+
+// note writes a state of the connection whose key is on the stack.
+func (c *code) note(m *ebpf.Map, state int64) {
+	c.add(asm.StoreImm(asm.RFP, atValue, state, asm.Word),
+		asm.LoadMapPtr(asm.R1, m.FD()), asm.Mov.Reg(asm.R2, asm.RFP), asm.Add.Imm(asm.R2, keyFlow),
+		asm.Mov.Reg(asm.R3, asm.RFP), asm.Add.Imm(asm.R3, atValue), asm.Mov.Imm(asm.R4, 0), asm.FnMapUpdateElem.Call())
+}
+
+// tcp leaves unless a network header is that of a whole TCP packet without options.
+func (c *code) tcp(ip int16, otherwise string) {
+	c.unless(ip, asm.Byte, 0x45, otherwise)
+	c.load(asm.R1, asm.R7, ip+ipFragments, asm.Half)
+	c.add(asm.JSet.Imm(asm.R1, int32(be16(0x3fff)), otherwise))
+	c.unless(ip+ipProtocol, asm.Byte, protocolTCP, otherwise)
+}
+
+// flow makes the key of a packet's connection, the same for both directions.
+func (c *code) flow(ip int16, prefix string) {
+	c.load(asm.R1, asm.R7, ip+ipSource, asm.Word)
+	c.load(asm.R2, asm.R7, ip+ipDest, asm.Word)
+	c.load(asm.R3, asm.R7, ip+portSource, asm.Half)
+	c.load(asm.R4, asm.R7, ip+portDest, asm.Half)
+	c.add(asm.JLE.Reg(asm.R1, asm.R2, prefix+"ordered"),
+		asm.Mov.Reg(asm.R5, asm.R1), asm.Mov.Reg(asm.R1, asm.R2), asm.Mov.Reg(asm.R2, asm.R5),
+		asm.Mov.Reg(asm.R5, asm.R3), asm.Mov.Reg(asm.R3, asm.R4), asm.Mov.Reg(asm.R4, asm.R5))
+	c.label(prefix+"ordered", asm.StoreMem(asm.RFP, keyFlow, asm.R1, asm.Word))
+	c.keep(keyFlow+4, asm.R2, asm.Word)
+	c.keep(keyFlow+8, asm.R3, asm.Half)
+	c.keep(keyFlow+10, asm.R4, asm.Half)
+}
+
+// opens loads into a register whether a packet asks for a connection: 2, else something else.
+func (c *code) opens(dst asm.Register, ip int16) {
+	c.load(dst, asm.R7, ip+tcpFlags, asm.Byte)
+	c.add(asm.And.Imm(dst, tcpSYN|tcpACK))
+}
+
+// home finds the peer that an address is on, from the key at atNetwork, and leaves it at atPeer.
+func (c *code) home(m *maps, prefix, otherwise string) {
+	c.lookup(m.homes, atNetwork)
+	c.add(asm.JNE.Imm(asm.R0, 0, prefix+"home"))
+	c.add(asm.StoreImm(asm.RFP, atLPM, 32, asm.Word))
+	c.load(asm.R1, asm.RFP, atAddr, asm.Word)
+	c.keep(atLPM+4, asm.R1, asm.Word)
+	c.lookup(m.blocks, atLPM)
+	c.add(asm.JEq.Imm(asm.R0, 0, otherwise))
+	c.label(prefix+"home", asm.LoadMem(asm.R1, asm.R0, 0, asm.Word))
+	c.keep(atPeer, asm.R1, asm.Word)
+}
+
+// fits leaves when a packet, whose network header is at ip and whose transport header is TCP's, is larger in any of its
+// segments than the number in R5.
+func (c *code) fits(ip int16, prefix, otherwise string) {
+	c.load(asm.R1, asm.R6, skbGSOSize, asm.Word)
+	c.add(asm.JEq.Imm(asm.R1, 0, prefix+"single"))
+	c.load(asm.R2, asm.R7, ip+tcpOffset, asm.Byte)
+	c.add(asm.RSh.Imm(asm.R2, 4), asm.LSh.Imm(asm.R2, 2), asm.Add.Reg(asm.R1, asm.R2), asm.Add.Imm(asm.R1, ipLen), asm.Ja.Label(prefix+"compare"))
+	c.label(prefix+"single", asm.LoadMem(asm.R1, asm.R6, skbLen, asm.Word))
+	c.add(asm.Add.Imm(asm.R1, -int32(ip)))
+	c.label(prefix+"compare", asm.JGT.Reg(asm.R1, asm.R5, otherwise))
+}
+
+// deliver gives a packet, whose first bytes are an Ethernet header, to the group whose entry was copied to the stack.
+func (c *code) deliver() {
+	c.store(0, atMACs, 12)
+	c.load(asm.R1, asm.RFP, atIfindex, asm.Word)
+	c.add(asm.Mov.Imm(asm.R2, 0), asm.FnRedirectPeer.Call(), asm.Return())
+}
+
+// store writes bytes from the stack into the packet.
+func (c *code) store(at, from, n int32) {
+	c.add(asm.Mov.Reg(asm.R1, asm.R6), asm.Mov.Imm(asm.R2, at), asm.Mov.Reg(asm.R3, asm.RFP), asm.Add.Imm(asm.R3, from),
+		asm.Mov.Imm(asm.R4, n), asm.Mov.Imm(asm.R5, 0), asm.FnSkbStoreBytes.Call(), asm.JNE.Imm(asm.R0, 0, "drop"))
+}
+
+// target copies the entry of the group in R0 to where deliver looks.
+func (c *code) target() {
+	c.load(asm.R1, asm.R0, groupIfindex, asm.Word)
+	c.keep(atIfindex, asm.R1, asm.Word)
+	c.load(asm.R1, asm.R0, groupMAC, asm.Word)
+	c.keep(atMACs, asm.R1, asm.Word)
+	c.load(asm.R1, asm.R0, groupMAC+4, asm.Word)
+	c.keep(atMACs+4, asm.R1, asm.Word)
+	c.load(asm.R1, asm.R0, groupMAC+8, asm.Word)
+	c.keep(atMACs+8, asm.R1, asm.Word)
+	c.load(asm.R5, asm.R0, groupMTU, asm.Word)
+}
+
+// ends are the ways out: what is left alone, and what was taken apart already and cannot go on.
+func (c *code) ends() {
+	c.label("drop", asm.Mov.Imm(asm.R0, actShot))
+	c.add(asm.Return())
+	c.pass()
+}
+
+func (c *code) pass() {
+	c.label("pass", asm.Mov.Imm(asm.R0, actUnspec))
+	c.add(asm.Return())
+}
+
+func be16(v uint16) uint16 { return v>>8 | v<<8 }

@@ -1,0 +1,266 @@
+// Package fastpath leads packets of TCP between groups around the host's network stack: programs at groups' links and at those
+// between hosts, and the maps by which they decide.
+//
+// What a program is not sure of takes the way that there is without it; no packet goes fast that would not have gone slowly.
+// The package must never decide who may speak to whom, and never touch a device: package network says what is so, and attaches
+// the programs. Start reading at Path, then program.go.
+package fastpath
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+)
+
+// Way is what all packets between hosts have in common.
+type Way struct {
+	Underlay netip.Addr // this host's own
+	Port     uint16
+}
+
+// Group is a group of this host that is in a network.
+type Group struct {
+	Ifindex         uint32 // of the host's end of its link
+	Network         uint32
+	Inside, Outside [6]byte // hardware addresses of the link's ends
+	MTU             uint32
+}
+
+// Peer is how another host is reached.
+type Peer struct {
+	Ifindex uint32     // of the device, which has Ethernet's headers
+	Next    netip.Addr // next on the way: the peer itself, or a gateway
+	MTU     uint32     // of what groups send
+}
+
+// Home is an address of one network.
+type Home struct {
+	Network uint32
+	Addr    netip.Addr
+}
+
+// View is what there is besides this host's own groups.
+type View struct {
+	Peers    map[netip.Addr]Peer
+	Blocks   map[netip.Prefix]netip.Addr // to peers
+	Homes    map[Home]netip.Addr         // likewise
+	Networks map[uint32]uint32           // with their VXLAN ids
+}
+
+// Sizes of the maps, in entries. All but that of connections take memory only for what is in them.
+const (
+	mostEntries = 1 << 16
+	mostFlows   = 1 << 16 // 5 MB; those that are forgotten go slowly
+)
+
+// Path is a set of programs with its maps. Not safe for concurrent use. It ends with its process and with the last device
+// that has one of its programs.
+type Path struct {
+	way                         Way
+	FromGroup, FromWire, Slowly *ebpf.Program
+	maps                        *maps
+	groups                      table[netip.Addr, Group]
+	peers                       table[netip.Addr, peerAt]
+	blocks                      table[netip.Prefix, netip.Addr]
+	homes                       table[Home, netip.Addr]
+	networks                    table[uint32, uint32]
+	ids                         table[uint32, uint32]
+}
+
+// States of a connection.
+const (
+	flowDirect = 1 // asked for from group to group
+	flowSlow   = 2 // the stack has seen it, and may have translated it
+)
+
+// The map of connections outlives a process, so its name changes with its layout.
+const (
+	flowsName   = "sw_flows1"
+	flowKeySize = 12
+	flowSize    = 4
+)
+
+// The layout of values: of a group, of a peer.
+const (
+	groupIfindex = 0
+	groupNetwork = 4
+	groupMAC     = 8 // 12 bytes: to, from
+	groupMTU     = 20
+	groupSize    = 24
+
+	peerIfindex  = 0
+	peerChecksum = 4
+	peerMTU      = 8
+	peerNext     = 12
+	peerSize     = 16
+)
+
+// maps are what programs refer to.
+type maps struct {
+	groups, peers, blocks, homes, networks, ids, flows *ebpf.Map
+}
+
+// New makes programs and empty maps. What an earlier path knew of connections (FlowsOf) may go on; nil: nothing is known.
+func New(way Way, flows *ebpf.Map) (*Path, error) {
+	m, err := newMaps(flows)
+	if err != nil {
+		return nil, err
+	}
+	p := &Path{way: way, maps: m}
+	for _, prog := range []struct {
+		to   **ebpf.Program
+		name string
+		code asm.Instructions
+	}{
+		{&p.FromGroup, "sw_from_group", fromGroup(m, way)},
+		{&p.FromWire, "sw_from_wire", fromWire(m, way)},
+		{&p.Slowly, "sw_slowly", slowly(m)},
+	} {
+		if *prog.to, err = load(prog.name, prog.code); err != nil {
+			p.Close()
+			return nil, err
+		}
+	}
+	p.groups = table[netip.Addr, Group]{m.groups, map[netip.Addr]Group{}, address, Group.bytes}
+	p.peers = table[netip.Addr, peerAt]{m.peers, map[netip.Addr]peerAt{}, address, peerAt.bytes}
+	p.blocks = table[netip.Prefix, netip.Addr]{m.blocks, map[netip.Prefix]netip.Addr{}, prefixBytes, address}
+	p.homes = table[Home, netip.Addr]{m.homes, map[Home]netip.Addr{}, Home.bytes, address}
+	p.networks = table[uint32, uint32]{m.networks, map[uint32]uint32{}, idBytes, number}
+	p.ids = table[uint32, uint32]{m.ids, map[uint32]uint32{}, number, idBytes}
+	return p, nil
+}
+
+// PutGroup lets a group's packets go fast, and packets to it.
+func (p *Path) PutGroup(a netip.Addr, g Group) error { return p.groups.put(a, g) }
+
+// DropGroup takes a group out. From when it returns no packet from or to it goes fast.
+func (p *Path) DropGroup(a netip.Addr) error { return p.groups.drop(a) }
+
+// KeepGroups takes out the groups of which keep says no.
+func (p *Path) KeepGroups(keep func(netip.Addr, Group) bool) error {
+	var errs []error
+	for a, g := range p.groups.have {
+		if !keep(a, g) {
+			errs = append(errs, p.groups.drop(a))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Fence takes out what is not in a view; of peers their addresses count. From when it returns no packet of theirs goes fast.
+func (p *Path) Fence(v View) error {
+	var errs []error
+	for a := range p.peers.have {
+		if _, ok := v.Peers[a]; !ok {
+			errs = append(errs, p.peers.drop(a))
+		}
+	}
+	errs = append(errs, p.networks.keep(inverse(v.Networks)), p.ids.keep(v.Networks), p.blocks.keep(v.Blocks), p.homes.keep(v.Homes))
+	return errors.Join(errs...)
+}
+
+// Admit puts in what is in a view. What does not fit is left out, with an error.
+func (p *Path) Admit(v View) error {
+	peers := map[netip.Addr]peerAt{}
+	for a, to := range v.Peers {
+		peers[a] = peerAt{p.way.Underlay, a, to}
+	}
+	return errors.Join(p.ids.fill(v.Networks), p.networks.fill(inverse(v.Networks)), p.peers.fill(peers), p.blocks.fill(v.Blocks), p.homes.fill(v.Homes))
+}
+
+// Close lets go of programs and maps. Devices keep the programs that they have.
+func (p *Path) Close() {
+	for _, prog := range []*ebpf.Program{p.FromGroup, p.FromWire, p.Slowly} {
+		prog.Close()
+	}
+	p.maps.close()
+}
+
+// FlowsOf is what a program knows of connections, for New; nil: nothing that this version understands.
+func FlowsOf(program uint32) *ebpf.Map {
+	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(program))
+	if err != nil {
+		return nil
+	}
+	defer prog.Close()
+	info, err := prog.Info()
+	if err != nil {
+		return nil
+	}
+	ids, _ := info.MapIDs()
+	for _, id := range ids {
+		m, err := ebpf.NewMapFromID(id)
+		if err != nil {
+			continue
+		}
+		if i, err := m.Info(); err == nil && i.Name == flowsName && m.KeySize() == flowKeySize && m.ValueSize() == flowSize {
+			return m
+		}
+		m.Close()
+	}
+	return nil
+}
+
+func inverse(m map[uint32]uint32) map[uint32]uint32 {
+	out := map[uint32]uint32{}
+	for k, v := range m {
+		out[v] = k
+	}
+	return out
+}
+
+func newMaps(flows *ebpf.Map) (*maps, error) {
+	m := &maps{}
+	const sparse = 1 // BPF_F_NO_PREALLOC
+	for _, s := range []struct {
+		to         **ebpf.Map
+		name       string
+		kind       ebpf.MapType
+		key, value uint32
+	}{
+		{&m.groups, "sw_groups", ebpf.Hash, 4, groupSize},
+		{&m.peers, "sw_peers", ebpf.Hash, 4, peerSize},
+		{&m.blocks, "sw_blocks", ebpf.LPMTrie, 8, 4},
+		{&m.homes, "sw_homes", ebpf.Hash, 8, 4},
+		{&m.networks, "sw_networks", ebpf.Hash, 4, 4},
+		{&m.ids, "sw_ids", ebpf.Hash, 4, 4},
+		{&m.flows, flowsName, ebpf.LRUHash, flowKeySize, flowSize},
+	} {
+		spec := &ebpf.MapSpec{Name: s.name, Type: s.kind, KeySize: s.key, ValueSize: s.value, MaxEntries: mostEntries, Flags: sparse}
+		if s.kind == ebpf.LRUHash {
+			spec.Flags, spec.MaxEntries = 0, mostFlows
+		}
+		var err error
+		if s.kind == ebpf.LRUHash && flows != nil {
+			*s.to, err = flows.Clone()
+		} else {
+			*s.to, err = ebpf.NewMap(spec)
+		}
+		if err != nil {
+			m.close()
+			return nil, fmt.Errorf("make map %s: %w", s.name, err)
+		}
+	}
+	return m, nil
+}
+
+func (m *maps) close() {
+	for _, one := range []*ebpf.Map{m.groups, m.peers, m.blocks, m.homes, m.networks, m.ids, m.flows} {
+		one.Close()
+	}
+}
+
+func load(name string, i asm.Instructions) (*ebpf.Program, error) {
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: name, Type: ebpf.SchedCLS, Instructions: i, License: "Apache-2.0"})
+	var v *ebpf.VerifierError
+	if errors.As(err, &v) {
+		return nil, fmt.Errorf("load program %s: %+v", name, v)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("load program %s: %w", name, err)
+	}
+	return p, nil
+}
