@@ -85,7 +85,6 @@ func (n *Network) setOverlay(want Overlay) (changes int, err error) {
 	if err := n.admit(plan); err != nil {
 		return 0, err
 	}
-	// gofail: var overlayAdmitted struct{}
 	return 0, n.fastAdmit(plan)
 }
 

@@ -81,8 +81,10 @@ func (w *world) call(ns *os.File, network, to string) (*call, error) {
 		return nil, err
 	}
 	w.t.Cleanup(func() { c.Close() })
-	return &call{c, bufio.NewReader(c)}, nil
+	return newCall(c), nil
 }
+
+func newCall(c net.Conn) *call { return &call{c, bufio.NewReader(c)} }
 
 // say asks who is there: the endpoint's name and the address that it saw.
 func (c *call) say() (name, seen string, err error) {

@@ -306,22 +306,5 @@ func Tables() ([]string, error) {
 	return out, nil
 }
 
-// Counters are bytes and packets as the group sees them.
-type Counters struct{ RxBytes, TxBytes, RxPackets, TxPackets uint64 }
-
-// Stats reads the counters of a slot's link. Errors: not-found when it has none.
-func (n *Network) Stats(s Slot) (Counters, error) {
-	name := n.plan.link(s.Index)
-	l, err := n.route.LinkByName(name)
-	if _, missing := errors.AsType[netlink.LinkNotFoundError](err); missing {
-		return Counters{}, fault.New(fault.NotFound, "", "network link %s of slot %d is not there", name, s.Index)
-	}
-	if err != nil {
-		return Counters{}, fmt.Errorf("read counters of %s: %w", name, err)
-	}
-	st := l.Attrs().Statistics // the host's end: what it receives, the group has sent
-	return Counters{RxBytes: st.TxBytes, TxBytes: st.RxBytes, RxPackets: st.TxPackets, TxPackets: st.RxPackets}, nil
-}
-
 // Changes counts the netlink changes made so far: the figure that `bench` prints per start.
 func (n *Network) Changes() int64 { return n.nf.sent.Load() + n.rt.sent.Load() }

@@ -15,7 +15,7 @@ var layers = []struct {
 }{
 	{"vocabulary", []string{"fault", "group", "host", "service", "store", "vnet"}},
 	{"pure", []string{"arm", "converge", "network/overlay", "place", "seccomp", "stream"}},
-	{"adapter", []string{"cgroup", "client", "dns", "hostlink", "identity", "image", "keeper", "network", "port", "probe", "runtime", "sandbox",
+	{"adapter", []string{"cgroup", "client", "dns", "hostlink", "identity", "image", "keeper", "network", "network/fastpath", "port", "probe", "runtime", "sandbox",
 		"store/embedded", "store/etcd", "store/mem", "store/sealed", "volume"}},
 	{"service", []string{"agent", "controller", "httpapi", "nodeless", "sim", "virtualnode"}},
 	{"command", []string{"bench", "cli", "doctor", "platform", "podbench", "sim/fleet", "tidy"}},
@@ -23,20 +23,21 @@ var layers = []struct {
 
 // sideways are imports within a storey, each with its reason.
 var sideways = map[string]string{
-	"host -> group":         "a host is asked to run groups: one vocabulary in two files",
-	"host -> service":       "and to carry service addresses",
-	"service -> group":      "a service address leads to groups, and is named as they are",
-	"vnet -> group":         "subnets are what groups have addresses of, and virtual networks are named as they are",
-	"dns -> port":           "it listens, and may be started again the moment it was killed",
-	"keeper -> sandbox":     "the keeper starts the sandbox's init and hands it its specification",
-	"runtime -> cgroup":     "a runtime is put together of cgroups, keeper and sandbox",
-	"runtime -> keeper":     "a runtime is put together of cgroups, keeper and sandbox",
-	"runtime -> sandbox":    "a runtime is put together of cgroups, keeper and sandbox",
-	"httpapi -> controller": "the surface in front of the control plane's decisions",
-	"platform -> doctor":    "the start-up log names the security floors that doctor knows",
-	"cli -> bench":          "a command line reaches every command",
-	"cli -> doctor":         "a command line reaches every command",
-	"cli -> platform":       "a command line reaches every command",
+	"host -> group":               "a host is asked to run groups: one vocabulary in two files",
+	"host -> service":             "and to carry service addresses",
+	"service -> group":            "a service address leads to groups, and is named as they are",
+	"vnet -> group":               "subnets are what groups have addresses of, and virtual networks are named as they are",
+	"dns -> port":                 "it listens, and may be started again the moment it was killed",
+	"keeper -> sandbox":           "the keeper starts the sandbox's init and hands it its specification",
+	"network -> network/fastpath": "links have programs, which stand apart from how they get there",
+	"runtime -> cgroup":           "a runtime is put together of cgroups, keeper and sandbox",
+	"runtime -> keeper":           "a runtime is put together of cgroups, keeper and sandbox",
+	"runtime -> sandbox":          "a runtime is put together of cgroups, keeper and sandbox",
+	"httpapi -> controller":       "the surface in front of the control plane's decisions",
+	"platform -> doctor":          "the start-up log names the security floors that doctor knows",
+	"cli -> bench":                "a command line reaches every command",
+	"cli -> doctor":               "a command line reaches every command",
+	"cli -> platform":             "a command line reaches every command",
 }
 
 // programs are what a main package, or a package that must know no more of this house, may import.

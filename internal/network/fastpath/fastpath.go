@@ -171,6 +171,23 @@ func (p *Path) Admit(v View) error {
 	return errors.Join(p.ids.fill(v.Networks), p.networks.fill(inverse(v.Networks)), p.peers.fill(peers), p.blocks.fill(v.Blocks), p.homes.fill(v.Homes))
 }
 
+// ForgetFlows forgets all connections: those that there are go slowly from now on.
+func (p *Path) ForgetFlows() error {
+	var keys [][flowKeySize]byte
+	var key [flowKeySize]byte
+	var value uint32
+	for list := p.maps.flows.Iterate(); list.Next(&key, &value); {
+		keys = append(keys, key)
+	}
+	var errs []error
+	for _, k := range keys {
+		if err := p.maps.flows.Delete(k); !errors.Is(err, ebpf.ErrKeyNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // Close lets go of programs and maps. Devices keep the programs that they have.
 func (p *Path) Close() {
 	for _, prog := range []*ebpf.Program{p.FromGroup, p.FromWire, p.Slowly} {

@@ -227,6 +227,13 @@ func fromWire(m *maps, w Way) asm.Instructions {
 	c.load(asm.R2, asm.R7, ethLen+ipSource, asm.Word)
 	c.add(asm.JNE.Reg(asm.R1, asm.R2, "pass"))
 
+	c.arrive(m)
+	c.ends()
+	return c.list
+}
+
+// arrive takes a packet from a peer out of its envelope, and to its group.
+func (c *code) arrive(m *maps) {
 	c.load(asm.R1, asm.R7, innerIP+ipDest, asm.Word)
 	c.keep(keyDest, asm.R1, asm.Word)
 	c.lookup(m.groups, keyDest)
@@ -243,8 +250,6 @@ func fromWire(m *maps, w Way) asm.Instructions {
 	c.add(asm.Mov.Imm(asm.R2, -envelope), asm.Mov.Imm(asm.R3, roomAtMAC), asm.Mov.Imm(asm.R4, roomFixedGSO), asm.FnSkbAdjustRoom.Call(),
 		asm.JNE.Imm(asm.R0, 0, "pass"))
 	c.deliver()
-	c.ends()
-	return c.list
 }
 
 // slowly is for packets that take the slow way to a group or to another host: a connection that is asked for there may have been
