@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -32,11 +33,29 @@ type span struct {
 	carried map[uint32]bool // networks that reach other hosts
 	changed chan struct{}   // closed when carried changes
 
-	last network.Overlay // carried out; only the loop touches it
+	// Only the loop touches these.
+	last   network.Overlay      // carried out
+	lately map[uint32]lingering // networks that have no group here any more
+	expiry *time.Timer          // wakes the loop when the first of them ends
 }
 
+// lingering is a network whose last group here has gone.
+type lingering struct {
+	network network.OverlayNetwork
+	until   time.Time
+}
+
+// A network reaches other hosts for some time after its last group here has gone: hosts with few groups, whose jobs come one
+// after the other, would make and remove its device with each, and starts would wait for it.
+const (
+	lingerTime = 2 * time.Minute
+	mostLinger = 64
+)
+
 func newSpan(a *Agent) *span {
-	return &span{a: a, wake: make(chan struct{}, 1), given: make(chan struct{}), carried: map[uint32]bool{}, changed: make(chan struct{})}
+	s := &span{a: a, wake: make(chan struct{}, 1), given: make(chan struct{}), carried: map[uint32]bool{}, changed: make(chan struct{}), lately: map[uint32]lingering{}}
+	s.expiry = time.AfterFunc(lingerTime, s.nudge)
+	return s
 }
 
 // blocksFile keeps the host's address blocks: addresses of groups that run are known to be taken before anybody can be asked.
@@ -136,7 +155,7 @@ func (s *span) carryOut(ctx context.Context) error {
 	if !told || !s.a.cfg.Blocks {
 		return nil
 	}
-	networks := s.a.carriedNetworks()
+	networks := s.linger(s.a.carriedNetworks(), time.Now())
 	want := overlayOf(wish, networks, s.last.Enabled())
 	if want.Enabled() {
 		want.Homes = s.a.homesOf(wish, networks)
@@ -189,6 +208,34 @@ func (a *Agent) carriedNetworks() []network.OverlayNetwork {
 		}
 	}
 	slices.SortFunc(out, func(a, b network.OverlayNetwork) int { return int(a.Number) - int(b.Number) })
+	return out
+}
+
+// linger adds to the networks of this host's groups those that had one lately, and has the loop look again when the first of
+// them ends.
+func (s *span) linger(carried []network.OverlayNetwork, now time.Time) []network.OverlayNetwork {
+	for _, n := range s.last.Networks {
+		if _, ok := s.lately[n.Number]; !ok && !slices.Contains(carried, n) && len(s.lately) < mostLinger {
+			s.lately[n.Number] = lingering{n, now.Add(lingerTime)}
+		}
+	}
+	out := slices.Clone(carried)
+	var first time.Time
+	for number, l := range s.lately {
+		again := slices.ContainsFunc(carried, func(n network.OverlayNetwork) bool { return n.Number == number || n.VNI == l.network.VNI })
+		if again || !now.Before(l.until) {
+			delete(s.lately, number)
+			continue
+		}
+		out = append(out, l.network)
+		if first.IsZero() || l.until.Before(first) {
+			first = l.until
+		}
+	}
+	if !first.IsZero() {
+		s.expiry.Reset(first.Sub(now))
+	}
+	slices.SortFunc(out, func(a, b network.OverlayNetwork) int { return cmp.Compare(a.Number, b.Number) })
 	return out
 }
 
