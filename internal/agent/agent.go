@@ -94,8 +94,9 @@ type Agent struct {
 	// sweeping is held for reading while something is made for a slot or group, for writing while leaks are looked for.
 	sweeping sync.RWMutex
 
-	naming sync.Mutex      // guards named and homes
+	naming sync.Mutex      // guards named, stale and homes
 	named  map[string]bool // uids of groups elsewhere that have names here
+	stale  map[string]bool // those of which the parts of a full message that have come say nothing
 	homes  map[string]home // by uid: where addresses of virtual networks are
 
 	mu       sync.Mutex // guards what follows
@@ -147,6 +148,9 @@ func Open(ctx context.Context, cfg Config) (*Agent, error) {
 		return nil, err
 	}
 	a.recall()
+	if err := a.recallNames(); err != nil {
+		cfg.Log.Warn("names are not known until the servers tell them", "error", err)
+	}
 	if err := a.connect(ctx); err != nil {
 		return nil, err
 	}
@@ -180,6 +184,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { a.watchDisk(ctx); return nil })
 	g.Go(func() error { a.routes.run(ctx); return nil })
 	g.Go(func() error { a.span.run(ctx); return nil })
+	g.Go(func() error { a.rememberNames(ctx); return nil })
 	g.Go(func() error { a.passLeases(ctx); return nil })
 	g.Go(func() error { a.watchLease(ctx); return nil })
 	err := g.Wait()
@@ -211,6 +216,7 @@ func (a *Agent) Assign(g *group.Group) {
 func (a *Agent) Retain(uids map[string]bool) {
 	a.mu.Lock()
 	a.retained = true
+	a.settleGroups(uids)
 	var drop []*worker
 	for uid, w := range a.workers {
 		if !uids[uid] {

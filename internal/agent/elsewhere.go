@@ -24,15 +24,15 @@ type home struct {
 func (a *Agent) Name(u host.Names) {
 	a.naming.Lock()
 	defer a.naming.Unlock()
-	gone := map[string]bool{}
 	if u.Full {
-		maps.Copy(gone, a.named)
+		a.stale = maps.Clone(a.named)
 	}
+	gone := map[string]bool{}
 	for _, uid := range u.Gone {
 		gone[uid] = true
 	}
 	for _, n := range u.Set {
-		delete(gone, n.UID)
+		delete(a.stale, n.UID)
 		a.named[n.UID] = true
 		o := dns.Owner{}
 		if n.Network != "" {
@@ -47,6 +47,10 @@ func (a *Agent) Name(u host.Names) {
 		}
 		o.Names = dnsNames(n.Names)
 		a.cfg.Names.Set(elsewhere+n.UID, o)
+	}
+	if !u.More { // all that a full message leaves out, too
+		maps.Copy(gone, a.stale)
+		a.stale = nil
 	}
 	for uid := range gone {
 		delete(a.named, uid)
