@@ -24,7 +24,8 @@ type Host struct {
 	GPUSKU      string            `json:"gpuSKU,omitempty"` // of Capacity.GPUs
 	Isolation   []group.Isolation `json:"isolation"`
 	State       State             `json:"state,omitempty"`
-	Cordoned    bool              `json:"cordoned"` // takes no new groups
+	Reason      string            `json:"reason,omitempty"` // why it is not ready, for people
+	Cordoned    bool              `json:"cordoned"`         // takes no new groups
 	Version     string            `json:"version"`
 	Kernel      string            `json:"kernel"`
 	CgroupMode  string            `json:"cgroupMode"`        // v1 or v2

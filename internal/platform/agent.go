@@ -125,7 +125,7 @@ func (s *site) runHost(ctx context.Context, m *member, j *Joining) error {
 	defer h.close()
 	h.agent.Introduce(j.Pool, j.Zone, j.FaultDomain, j.Labels)
 	c, err := hostlink.NewClient(hostlink.ClientConfig{Local: h.agent, Servers: m.Servers, Learn: m.learn, TLS: m.tls(), Term: m, Renewal: m,
-		Leased: h.agent.Leased, Clock: keeper.Boottime, Log: s.Log})
+		Leased: h.agent.Leased, Clock: keeper.Boottime, Now: s.wallClock(), Log: s.Log})
 	if err != nil {
 		return err
 	}

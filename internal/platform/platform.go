@@ -254,7 +254,7 @@ func (s *site) run(ctx context.Context) error {
 		}
 		// One server: it leads, and its terms are counted by its starts.
 		lead := &leadership{term: time.Now().Unix(), ctrl: ctrl, holds: func() bool { return true }, ctx: loops}
-		f := &fleet{authority: authority, beat: cfg.Beat, lead: func() *leadership { return lead }, log: cfg.Log,
+		f := &fleet{authority: authority, beat: cfg.Beat, now: cfg.wallClock(), lead: func() *leadership { return lead }, log: cfg.Log,
 			servers: func() []string { return []string{endpointHost(hosts.Addr().String())} }}
 		f.open()
 		api.Fleet = f.api(s.instance.CIDR.String())
