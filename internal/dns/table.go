@@ -27,6 +27,7 @@ type Table struct {
 	names   map[string]map[string][]Name     // name → owner → entries
 	reverse map[netip.Addr]map[string][]Name // address → owner → entries
 	sources map[netip.Addr]uint32            // address → network
+	spaces  map[uint32][]netip.Prefix        // network → its address space
 }
 
 // NewTable makes an empty table.
@@ -119,6 +120,25 @@ func (t *Table) Reverse(a, source netip.Addr) []string {
 		}
 	}
 	return out
+}
+
+// SetSpaces says which ranges are networks' own, whatever they are to others.
+func (t *Table) SetSpaces(spaces map[uint32][]netip.Prefix) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.spaces = spaces
+}
+
+// Within says whether an address is in the address space of a source's network.
+func (t *Table) Within(a, source netip.Addr) bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for _, p := range t.spaces[t.sources[source]] {
+		if p.Contains(a) {
+			return true
+		}
+	}
+	return false
 }
 
 func (t *Table) sees(source netip.Addr, owner string, n Name) bool {
