@@ -147,7 +147,7 @@ func (n *Network) setSpaces(_ context.Context, want []Space, concerns func(netwo
 	return nil
 }
 
-// Networks are those that an address has joined, or whose address space is here.
+// Networks are those that an address of this host has joined.
 func (n *Network) Networks() map[uint32]bool {
 	out := map[uint32]bool{}
 	n.mu.Lock()
