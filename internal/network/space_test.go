@@ -221,6 +221,42 @@ func (h *hostWorld) remains() string {
 	return h.leftovers()
 }
 
+// TestSpaceGoesOn begins where a process was killed that had done a part of it, or that left what nobody wants.
+func TestSpaceGoesOn(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for what, left := range map[string]func() []*message{
+		"the range alone": func() []*message { return []*message{nowhere{firstVirtual, firstSpace.Prefixes[0]}.message()} },
+		"the rule of all": func() []*message {
+			return []*message{w.net.plan.ruleMessage(spaceRule{priorityHere, w.net.plan.base()})}
+		},
+		"another's range and rule": func() []*message {
+			return []*message{nowhere{secondVirtual, secondSpace.Prefixes[1]}.message(), w.net.plan.ruleMessage(spaceRule{prioritySpace, secondVirtual})}
+		},
+		"a rule without its range": func() []*message { return []*message{w.net.plan.ruleMessage(spaceRule{prioritySpace, firstVirtual})} },
+	} {
+		if err := w.net.way.do(left()...); err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		w.net.Close()
+		w.open()
+		w.enter(firstSpace)
+		if err := w.net.SyncSpaces(t.Context(), []Space{firstSpace}); err != nil {
+			t.Errorf("after %s: %v", what, err)
+		}
+		routes, rules, err := w.net.readSpaces(func(uint32) bool { return true })
+		if err != nil || len(routes) != 1 || !routes[nowhere{firstVirtual, firstSpace.Prefixes[0]}] || len(rules) != 2 || !rules[spaceRule{prioritySpace, firstVirtual}] {
+			t.Errorf("after %s there is %v, %v, %v", what, routes, rules, err)
+		}
+		if err := w.net.SyncSpaces(t.Context(), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := (&hostWorld{world: w}).leftovers(); got != "" {
+		t.Errorf("without a space there is still %s", got)
+	}
+}
+
 // TestSpacesThatCannotBe are refused, and so are addresses.
 func TestSpacesThatCannotBe(t *testing.T) {
 	t.Parallel()
