@@ -61,6 +61,9 @@ type Config struct {
 	// Held.
 	Blocks bool
 	Held   []netip.Prefix
+	// Apart are parts of the groups' range that virtual networks have from an earlier version: no other group gets an address
+	// of them from this host, when it is the only one.
+	Apart []netip.Prefix
 	// Underlay is where other hosts reach this one, when the servers cannot find it out.
 	Underlay netip.Addr
 	// Changed is called when what the host says of itself is news that should not wait; nil: nobody wants to know.
@@ -83,6 +86,7 @@ type Agent struct {
 	networks *networks
 	routes   *routes
 	span     *span
+	spaces   spaces
 	leases   *leases
 	runtimes map[group.Isolation]runtime.Runtime
 	keeper   atomic.Pointer[keeper.Client]
@@ -124,8 +128,11 @@ func Open(ctx context.Context, cfg Config) (*Agent, error) {
 		}
 	}
 	var err error
-	if a.networks, err = openNetworks(a.path("networks.json")); err != nil {
+	if a.networks, err = openNetworks(a.path("networks.json"), cfg.Instance); err != nil {
 		return nil, err
+	}
+	if err := a.networks.forget(cfg.Network.Networks()); err != nil {
+		return nil, fmt.Errorf("write network numbers: %w", err)
 	}
 	if err := runDirectory(cfg.RunDir); err != nil {
 		return nil, err
@@ -210,6 +217,9 @@ func (a *Agent) Assign(g *group.Group) {
 		return
 	}
 	w.assign(g)
+	if g.Space != nil {
+		a.span.nudge() // the address space may be another now
+	}
 }
 
 // Retain implements host.Link: groups that the control plane does not know any more are taken away.
@@ -230,6 +240,7 @@ func (a *Agent) Retain(uids map[string]bool) {
 	for a.sweep(uids) != nil && a.ctx.Err() == nil {
 		sleep(a.ctx, keeperPause) // a new keeper is on its way
 	}
+	a.span.nudge()
 }
 
 // Status implements host.Link.

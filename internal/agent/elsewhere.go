@@ -36,11 +36,11 @@ func (a *Agent) Name(u host.Names) {
 		a.named[n.UID] = true
 		o := dns.Owner{}
 		if n.Network != "" {
-			number, err := a.networks.of(n.Subscription, n.Network)
-			if err != nil {
-				a.cfg.Log.Error("number a network", "subscription", n.Subscription, "network", n.Network, "error", err)
+			at := netip.Addr{}
+			if n.Home != nil {
+				at = n.Home.Addr
 			}
-			o.Network = number
+			o.Network = a.numberOf(n.Subscription, n.Network, at)
 		}
 		if moved := a.setHome(n.UID, o.Network, n.Home); moved {
 			defer a.span.nudge()

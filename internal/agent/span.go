@@ -17,6 +17,7 @@ import (
 	"spillway.dev/spillway/internal/group"
 	"spillway.dev/spillway/internal/host"
 	"spillway.dev/spillway/internal/network"
+	"spillway.dev/spillway/internal/vnet"
 )
 
 // span is this host's part in the network over all hosts: the address blocks that it has been given, the networks that
@@ -65,10 +66,14 @@ const blocksFile = "blocks.json"
 func (a *Agent) openAddresses() error {
 	cidr := a.cfg.Network.CIDR()
 	if !a.cfg.Blocks {
-		own, _ := host.Parts(cidr) // the rest is for virtual networks
 		a.addrs = network.NewBlockPool(cidr)
 		close(a.span.given)
-		return a.addrs.Add(own)
+		for _, own := range vnet.Without(cidr, a.cfg.Apart) {
+			if err := a.addrs.Add(own); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
 	a.addrs = network.NewBlockPool(cidr)
 	var blocks []netip.Prefix
@@ -139,7 +144,7 @@ func (s *span) run(ctx context.Context) {
 			return
 		case <-s.wake:
 		}
-		if err := s.carryOut(ctx); err != nil && ctx.Err() == nil {
+		if err := errors.Join(s.carryOut(ctx), s.syncSpaces(ctx)); err != nil && ctx.Err() == nil {
 			s.a.cfg.Log.Error("carry out the network over all hosts", "error", err)
 			time.AfterFunc(retrySpan, s.nudge)
 		}

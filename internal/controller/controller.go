@@ -200,7 +200,11 @@ func (c *Controller) Host(name string) (host.Link, bool) {
 
 // assign tells a group's host of a new record.
 func (c *Controller) assign(g *group.Group) {
-	if l, ok := c.Host(g.Host); ok {
+	c.mu.RLock()
+	l, ok := c.links[g.Host]
+	g = c.forHost(g)
+	c.mu.RUnlock()
+	if ok {
 		l.Assign(g)
 	}
 }

@@ -30,6 +30,7 @@ type Table struct {
 	changes int64
 	// recalled are owners of an earlier process of which nobody has told anything since.
 	recalled map[string]bool
+	spaces   map[uint32][]netip.Prefix // network → its address space
 }
 
 // NewTable makes an empty table.
@@ -132,6 +133,25 @@ func (t *Table) Reverse(a, source netip.Addr) []string {
 		}
 	}
 	return out
+}
+
+// SetSpaces says which ranges are networks' own, whatever they are to others.
+func (t *Table) SetSpaces(spaces map[uint32][]netip.Prefix) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.spaces = spaces
+}
+
+// Within says whether an address is in the address space of a source's network.
+func (t *Table) Within(a, source netip.Addr) bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for _, p := range t.spaces[t.owners[t.sources[source]].Network] {
+		if p.Contains(a) {
+			return true
+		}
+	}
+	return false
 }
 
 func (t *Table) sees(source netip.Addr, owner string, n Name) bool {

@@ -28,12 +28,13 @@ type Host struct {
 	Cordoned    bool              `json:"cordoned"`         // takes no new groups
 	Version     string            `json:"version"`
 	Kernel      string            `json:"kernel"`
-	CgroupMode  string            `json:"cgroupMode"`        // v1 or v2
-	Runtime     string            `json:"runtime"`           // of shared isolation
-	DiskFull    bool              `json:"diskFull"`          // refuses new groups
-	Images      []string          `json:"images,omitempty"`  // references that are there, when the host tells
-	Underlay    netip.Addr        `json:"underlay,omitzero"` // where other hosts reach it; the servers find it out
-	Overlay     int64             `json:"overlay,omitempty"` // version of the newest Overlay that it has carried out
+	CgroupMode  string            `json:"cgroupMode"`          // v1 or v2
+	Runtime     string            `json:"runtime"`             // of shared isolation
+	DiskFull    bool              `json:"diskFull"`            // refuses new groups
+	Images      []string          `json:"images,omitempty"`    // references that are there, when the host tells
+	Underlay    netip.Addr        `json:"underlay,omitzero"`   // where other hosts reach it; the servers find it out
+	Addresses   []netip.Prefix    `json:"addresses,omitempty"` // of the machine itself: each with its network, or a range that is all its own
+	Overlay     int64             `json:"overlay,omitempty"`   // version of the newest Overlay that it has carried out
 }
 
 // State says whether a host takes part.

@@ -18,8 +18,9 @@ func TestHostWithAWrongClock(t *testing.T) {
 		cfg.Now = func() time.Time { return time.Now().Add(time.Duration(off.Load())) }
 	})
 	ready := func() bool { l := s.link("h1"); return l != nil && l.Describe().State == host.Ready }
+	link := s.connected("h1")
+	link.Retain(nil)
 	s.eventually("a ready host", ready)
-	link := s.link("h1")
 	for off1, says := range map[time.Duration]string{time.Hour: "1h0m0s", -time.Hour: "-1h0m0s"} {
 		off.Store(int64(off1))
 		s.eventually("a host that is not ready", func() bool { return link.Describe().State == host.NotReady })

@@ -188,7 +188,8 @@ type site struct {
 	underlay netip.Addr // where others reach it, when it is a server too
 	changed  func()     // what the host says of itself is news
 	// hold gives the host's address blocks as the platform knows them, from those of the addresses that are in use here.
-	hold func(context.Context, []netip.Addr) ([]netip.Prefix, error)
+	hold  func(context.Context, []netip.Addr) ([]netip.Prefix, error)
+	apart []netip.Prefix // of the groups' range: what virtual networks of an earlier version have
 }
 
 // run builds everything, in order, and closes it in reverse.
@@ -233,7 +234,7 @@ func (s *site) run(ctx context.Context) error {
 	if err := ensureDefaults(ctx, ctrl, ids, cfg.Location); err != nil {
 		return err
 	}
-	if s.fleet {
+	if s.apart = ctrl.Apart(); s.fleet {
 		s.joinOwn(ctrl)
 	}
 	h, err := openHost(loops, s, ctrl.From(s.name()))
