@@ -325,7 +325,7 @@ func (a *Agent) connect(ctx context.Context) error {
 	return nil
 }
 
-const keeperPatience = 5 * time.Second
+const keeperPatience = 30 * time.Second // one that has ended is noticed at once; a busy machine takes its time
 
 // dialNew dials a keeper that is about to be there, unless it has ended.
 func (a *Agent) dialNew(ctx context.Context, ended <-chan struct{}) (*keeper.Client, error) {

@@ -13,6 +13,7 @@ import (
 	"spillway.dev/spillway/internal/fault"
 	"spillway.dev/spillway/internal/group"
 	"spillway.dev/spillway/internal/network"
+	"spillway.dev/spillway/internal/wholefile"
 )
 
 // networks gives every network of a subscription a number of its own: numbers are counted, not hashed, so that no two
@@ -102,20 +103,7 @@ func (n *networks) write() error {
 	if err != nil {
 		return err
 	}
-	return writeSynced(n.path, body)
-}
-
-// writeSynced writes a file that must be there whole or not at all after a crash.
-func writeSynced(path string, body []byte) error {
-	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(body)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(path+".new", path)
+	return wholefile.WriteSynced(n.path, body)
 }
 
 // networkOf is the number of a group's network; 0, which joins nothing, when it cannot be written down.

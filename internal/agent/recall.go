@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"spillway.dev/spillway/internal/dns"
+	"spillway.dev/spillway/internal/wholefile"
 )
 
 // rememberEvery is how often names that have changed are written down.
@@ -53,10 +54,7 @@ func (a *Agent) rememberNames(ctx context.Context) {
 		owners, changes := a.cfg.Names.Owners()
 		body, err := json.Marshal(owners)
 		if err == nil {
-			err = os.WriteFile(a.namesFile()+".new", body, 0o600)
-		}
-		if err == nil {
-			err = os.Rename(a.namesFile()+".new", a.namesFile())
+			err = wholefile.Write(a.namesFile(), body)
 		}
 		if err != nil {
 			a.cfg.Log.Warn("write names down", "error", err)

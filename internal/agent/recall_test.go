@@ -19,7 +19,7 @@ func naming(t *testing.T, dir string) *Agent {
 	a := &Agent{cfg: Config{RunDir: dir, Names: dns.NewTable(), Log: slog.New(slog.DiscardHandler)}, named: map[string]bool{}, homes: map[string]home{}}
 	a.span = newSpan(a)
 	var err error
-	if a.networks, err = openNetworks(filepath.Join(dir, "networks.json")); err != nil {
+	if a.networks, err = openNetworks(filepath.Join(dir, "networks.json"), "00aa"); err != nil {
 		t.Fatal(err)
 	}
 	return a

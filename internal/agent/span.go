@@ -18,6 +18,7 @@ import (
 	"spillway.dev/spillway/internal/host"
 	"spillway.dev/spillway/internal/network"
 	"spillway.dev/spillway/internal/vnet"
+	"spillway.dev/spillway/internal/wholefile"
 )
 
 // span is this host's part in the network over all hosts: the address blocks that it has been given, the networks that
@@ -96,7 +97,7 @@ func (s *span) takeBlocks(blocks []netip.Prefix) error {
 	}
 	body, err := json.Marshal(append(have, fresh...))
 	if err == nil {
-		err = writeSynced(s.a.path(blocksFile), body)
+		err = wholefile.WriteSynced(s.a.path(blocksFile), body)
 	}
 	if err != nil {
 		return fmt.Errorf("write address blocks: %w", err)
