@@ -98,6 +98,8 @@ var faults = []harm{
 		h := c.host()
 		return func() error { return h.on.lossy(0) }, h.on.lossy(20)
 	}},
+	{"a host's clock jumps", func(c *chaos) (func() error, error) { return c.jump(c.host().clock()) }},
+	{"the leader's clock jumps", func(c *chaos) (func() error, error) { return c.jump(c.clock(c.server(true))) }},
 	{"the store is slow", func(c *chaos) (func() error, error) {
 		stop := make(chan struct{})
 		done := make(chan error)
@@ -125,6 +127,12 @@ var faults = []harm{
 		}
 		return func() error { return os.Remove(path) }, nil
 	}},
+}
+
+// jump lets a clock jump by up to a day in either direction, and back.
+func (c *chaos) jump(clock string) (func() error, error) {
+	by := time.Duration(c.rng.Int64N(int64(48*time.Hour))) - 24*time.Hour
+	return func() error { return os.RemoveAll(clock) }, os.WriteFile(clock, []byte(by.String()), 0o600)
 }
 
 func sleepThen(d time.Duration) error { time.Sleep(d); return nil }

@@ -91,7 +91,7 @@ func (h *fleetHost) limitDisk(size int) {
 func (h *fleetHost) start(args ...string) {
 	h.Helper()
 	h.cmd = h.on.command(h.bin.spillway, append([]string{"agent", "--data-dir", h.dir, "--pool", "2"}, append(h.args, args...)...)...)
-	h.cmd.Env = append(append(os.Environ(), "SPILLWAY_KEEPER="+h.bin.keeper), h.env...)
+	h.cmd.Env = append(append(os.Environ(), "SPILLWAY_KEEPER="+h.bin.keeper, "SPILLWAY_CLOCK="+h.clock()), h.env...)
 	h.cmd.Stderr = h.log
 	stdout, err := h.cmd.StdoutPipe()
 	if err == nil {
@@ -105,6 +105,9 @@ func (h *fleetHost) start(args ...string) {
 		h.Fatalf("host %s said %q\n%s", h.name, line, body)
 	}
 }
+
+// clock is the file that says how far the host's clock is off.
+func (h *fleetHost) clock() string { return h.dir + ".clock" }
 
 func (h *fleetHost) signal(sig syscall.Signal) {
 	_ = h.cmd.Process.Signal(sig)
@@ -342,6 +345,9 @@ func startServers(t *testing.T) *servers {
 // admin is where the server that led first has put the administrator's credentials.
 func (s *servers) admin() string { return filepath.Join(s.dir, "a", "client.json") }
 
+// clock is the file that says how far a server's clock is off.
+func (s *servers) clock(name string) string { return filepath.Join(s.dir, name+".clock") }
+
 func (s *servers) start(name string) {
 	s.Helper()
 	log, err := os.OpenFile(filepath.Join(s.dir, name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
@@ -352,6 +358,7 @@ func (s *servers) start(name string) {
 	at := s.on[name].addr
 	cmd := s.on[name].command(s.bin.spillway, "server", "--data-dir", filepath.Join(s.dir, name), "--listen", at+":8443", "--hosts-listen", at+":8444",
 		"--etcd", s.etcd, "--store-key", filepath.Join(s.dir, "store.key"), "--beat", beat.String())
+	cmd.Env = append(os.Environ(), "SPILLWAY_CLOCK="+s.clock(name))
 	cmd.Stderr = log
 	stdout, err := cmd.StdoutPipe()
 	if err == nil {

@@ -1,11 +1,16 @@
 package test
 
 import (
+	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/miekg/dns"
 
 	"spillway.dev/spillway/internal/client"
 	"spillway.dev/spillway/internal/host"
@@ -16,6 +21,7 @@ type spread struct {
 	*platform
 	hosts map[string]*fleetHost // the two that have joined
 	local string                // the platform's own
+	first *machine
 }
 
 // startSpread runs the platform on a machine "first" and lets "second" and "third" join.
@@ -28,7 +34,7 @@ func startSpread(t *testing.T) *spread {
 	if err != nil || len(own) != 1 {
 		t.Fatalf("hosts = %v, %v", own, err)
 	}
-	w := &spread{platform: p, local: own[0].Name, hosts: map[string]*fleetHost{}}
+	w := &spread{platform: p, local: own[0].Name, first: first, hosts: map[string]*fleetHost{}}
 	for _, name := range []string{"second", "third"} {
 		w.hosts[name] = joinHost(t, s.machine(name), endpointOf(t, p.dir), token(t, p.client))
 		awaitHost(t, p.client, name, host.Ready)
@@ -137,6 +143,49 @@ func TestNetworkOverHosts(t *testing.T) {
 	if got := w.fetch("three", address(back)); got != "back" {
 		t.Errorf("the host that came back: %q", got)
 	}
+}
+
+// TestNamesOfAHostThatIsCutOff: a host that reaches no server goes on to answer what it knew of groups elsewhere, also when
+// its agent dies meanwhile.
+func TestNamesOfAHostThatIsCutOff(t *testing.T) {
+	t.Parallel()
+	w := startSpread(t)
+	third := w.hosts["third"]
+	far := w.web("far", w.local, M{"ipAddress": M{"type": "Public", "dnsNameLabel": "shop-front", "ports": []M{{"port": 8080}}}})
+	id, gateway, err := instanceOf(third.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func() (got string) {
+		q := new(dns.Msg)
+		q.SetQuestion("shop-front.local.spillway.internal.", dns.TypeA)
+		_ = third.on.inside(func() error {
+			answer, err := dns.Exchange(q, net.JoinHostPort(gateway, "53"))
+			if err == nil && len(answer.Answer) == 1 {
+				got = answer.Answer[0].(*dns.A).A.String()
+			}
+			return err
+		})
+		return got
+	}
+	waitFor(t, "the name on the other host", func() bool { return ask() == address(far) })
+	waitFor(t, "the name on its disk", func() bool {
+		body, _ := os.ReadFile(filepath.Join("/run/spillway", id, "names.json"))
+		return strings.Contains(string(body), "shop-front")
+	})
+	if err := third.on.lose(w.first); err != nil {
+		t.Fatal(err)
+	}
+	third.signal(syscall.SIGKILL)
+	third.start()
+	if got := ask(); got != address(far) {
+		t.Errorf("an agent that was started while it is cut off says that the group is at %q, want %s", got, address(far))
+	}
+	w.remove("far")
+	if err := third.on.find(w.first); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the end of the name", func() bool { return ask() == "" })
 }
 
 // serves says whether something answers at an address, as the host's own machine sees it.

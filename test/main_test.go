@@ -38,6 +38,10 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(work)
+	if err := os.Setenv("XDG_CACHE_HOME", filepath.Join(work, "cache")); err != nil { // of platforms that end with the tests
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	code := m.Run()
 	if err := endShared(); err != nil {
 		fmt.Fprintln(os.Stderr, "shared platform:", err)

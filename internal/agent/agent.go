@@ -61,6 +61,9 @@ type Config struct {
 	// Held.
 	Blocks bool
 	Held   []netip.Prefix
+	// Apart are parts of the groups' range that virtual networks have from an earlier version: no other group gets an address
+	// of them from this host, when it is the only one.
+	Apart []netip.Prefix
 	// Underlay is where other hosts reach this one, when the servers cannot find it out.
 	Underlay netip.Addr
 	// Changed is called when what the host says of itself is news that should not wait; nil: nobody wants to know.
@@ -83,6 +86,7 @@ type Agent struct {
 	networks *networks
 	routes   *routes
 	span     *span
+	spaces   spaces
 	leases   *leases
 	runtimes map[group.Isolation]runtime.Runtime
 	keeper   atomic.Pointer[keeper.Client]
@@ -94,8 +98,9 @@ type Agent struct {
 	// sweeping is held for reading while something is made for a slot or group, for writing while leaks are looked for.
 	sweeping sync.RWMutex
 
-	naming sync.Mutex      // guards named and homes
+	naming sync.Mutex      // guards named, stale and homes
 	named  map[string]bool // uids of groups elsewhere that have names here
+	stale  map[string]bool // those of which the parts of a full message that have come say nothing
 	homes  map[string]home // by uid: where addresses of virtual networks are
 
 	mu       sync.Mutex // guards what follows
@@ -123,8 +128,11 @@ func Open(ctx context.Context, cfg Config) (*Agent, error) {
 		}
 	}
 	var err error
-	if a.networks, err = openNetworks(a.path("networks.json")); err != nil {
+	if a.networks, err = openNetworks(a.path("networks.json"), cfg.Instance); err != nil {
 		return nil, err
+	}
+	if err := a.networks.forget(cfg.Network.Networks()); err != nil {
+		return nil, fmt.Errorf("write network numbers: %w", err)
 	}
 	if err := runDirectory(cfg.RunDir); err != nil {
 		return nil, err
@@ -147,6 +155,9 @@ func Open(ctx context.Context, cfg Config) (*Agent, error) {
 		return nil, err
 	}
 	a.recall()
+	if err := a.recallNames(); err != nil {
+		cfg.Log.Warn("names are not known until the servers tell them", "error", err)
+	}
 	if err := a.connect(ctx); err != nil {
 		return nil, err
 	}
@@ -180,6 +191,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { a.watchDisk(ctx); return nil })
 	g.Go(func() error { a.routes.run(ctx); return nil })
 	g.Go(func() error { a.span.run(ctx); return nil })
+	g.Go(func() error { a.rememberNames(ctx); return nil })
 	g.Go(func() error { a.passLeases(ctx); return nil })
 	g.Go(func() error { a.watchLease(ctx); return nil })
 	err := g.Wait()
@@ -205,12 +217,16 @@ func (a *Agent) Assign(g *group.Group) {
 		return
 	}
 	w.assign(g)
+	if g.Space != nil {
+		a.span.nudge() // the address space may be another now
+	}
 }
 
 // Retain implements host.Link: groups that the control plane does not know any more are taken away.
 func (a *Agent) Retain(uids map[string]bool) {
 	a.mu.Lock()
 	a.retained = true
+	a.settleGroups(uids)
 	var drop []*worker
 	for uid, w := range a.workers {
 		if !uids[uid] {
@@ -224,6 +240,7 @@ func (a *Agent) Retain(uids map[string]bool) {
 	for a.sweep(uids) != nil && a.ctx.Err() == nil {
 		sleep(a.ctx, keeperPause) // a new keeper is on its way
 	}
+	a.span.nudge()
 }
 
 // Status implements host.Link.
@@ -308,7 +325,7 @@ func (a *Agent) connect(ctx context.Context) error {
 	return nil
 }
 
-const keeperPatience = 5 * time.Second
+const keeperPatience = 30 * time.Second // one that has ended is noticed at once; a busy machine takes its time
 
 // dialNew dials a keeper that is about to be there, unless it has ended.
 func (a *Agent) dialNew(ctx context.Context, ended <-chan struct{}) (*keeper.Client, error) {

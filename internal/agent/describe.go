@@ -27,6 +27,11 @@ func (a *Agent) measureHost() host.Host {
 	if h.Runtime == "" {
 		h.Runtime = "parked"
 	}
+	own, err := a.cfg.Network.OwnAddresses()
+	if err != nil {
+		a.cfg.Log.Error("list the machine's addresses", "error", err)
+	}
+	h.Addresses = own
 	if a.cfg.GVisor != "" {
 		h.Isolation = append(h.Isolation, group.IsolationGVisor)
 	}

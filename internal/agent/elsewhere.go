@@ -24,29 +24,33 @@ type home struct {
 func (a *Agent) Name(u host.Names) {
 	a.naming.Lock()
 	defer a.naming.Unlock()
-	gone := map[string]bool{}
 	if u.Full {
-		maps.Copy(gone, a.named)
+		a.stale = maps.Clone(a.named)
 	}
+	gone := map[string]bool{}
 	for _, uid := range u.Gone {
 		gone[uid] = true
 	}
 	for _, n := range u.Set {
-		delete(gone, n.UID)
+		delete(a.stale, n.UID)
 		a.named[n.UID] = true
 		o := dns.Owner{}
 		if n.Network != "" {
-			number, err := a.networks.of(n.Subscription, n.Network)
-			if err != nil {
-				a.cfg.Log.Error("number a network", "subscription", n.Subscription, "network", n.Network, "error", err)
+			at := netip.Addr{}
+			if n.Home != nil {
+				at = n.Home.Addr
 			}
-			o.Network = number
+			o.Network = a.numberOf(n.Subscription, n.Network, at)
 		}
 		if moved := a.setHome(n.UID, o.Network, n.Home); moved {
 			defer a.span.nudge()
 		}
 		o.Names = dnsNames(n.Names)
 		a.cfg.Names.Set(elsewhere+n.UID, o)
+	}
+	if !u.More { // all that a full message leaves out, too
+		maps.Copy(gone, a.stale)
+		a.stale = nil
 	}
 	for uid := range gone {
 		delete(a.named, uid)

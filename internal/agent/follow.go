@@ -119,7 +119,8 @@ func (a *Agent) dial(ctx context.Context, d door, port uint16) (*net.TCPConn, er
 		if err != nil {
 			return nil, err
 		}
-		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp4", netip.AddrPortFrom(addr, port).String())
+		from := &net.TCPAddr{IP: a.cfg.Network.Gateway().AsSlice()} // which finds groups of virtual networks, too
+		conn, err := (&net.Dialer{LocalAddr: from}).DialContext(ctx, "tcp4", netip.AddrPortFrom(addr, port).String())
 		tcp, _ := conn.(*net.TCPConn)
 		return tcp, err
 	}

@@ -33,11 +33,15 @@ type wish struct {
 
 	hostAddress string     // with hostNetwork
 	addr        netip.Addr // of its subnet; invalid: any of this host
+	network     uint32     // of addr, when that is outside the groups' range
 }
 
-func wishOf(g *group.Group) wish {
-	s := &g.Spec
-	return wish{addr: g.Address, shareProcesses: ownInit(s), hostNetwork: s.HostNetwork, hostIPC: s.HostIPC, hostAddress: s.HostAddress}
+func (a *Agent) wishOf(g *group.Group) wish {
+	s, number := &g.Spec, uint32(0)
+	if a.isOutside(g.Address) {
+		number = a.networkOf(g)
+	}
+	return wish{addr: g.Address, network: number, shareProcesses: ownInit(s), hostNetwork: s.HostNetwork, hostIPC: s.HostIPC, hostAddress: s.HostAddress}
 }
 
 func (s *slot) cgroup() string { return s.id }
@@ -216,7 +220,7 @@ func (p *pool) make(ctx context.Context, rt runtime.Runtime, want wish) (_ *slot
 		return nil, fmt.Errorf("open network namespace of slot %s: %w", s.id, err)
 	}
 	defer netns.Close()
-	if err := p.a.cfg.Network.Attach(ctx, network.Slot{Index: s.index, Addr: s.addr, NetNS: netns}); err != nil {
+	if err := p.a.cfg.Network.Attach(ctx, network.Slot{Index: s.index, Addr: s.addr, NetNS: netns, Network: want.network}); err != nil {
 		return nil, err
 	}
 	// gofail: var poolAttached struct{}

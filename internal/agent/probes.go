@@ -159,7 +159,9 @@ func (w *worker) target(id string) probe.Target {
 		return code, out.String(), err
 	}}
 	if w.m.Slot != nil {
-		t.IP = w.m.Slot.IP
+		if t.IP = w.m.Slot.IP; !w.m.Slot.Host {
+			t.From = w.a.cfg.Network.Gateway()
+		}
 	}
 	return t
 }

@@ -146,6 +146,9 @@ func (r *routes) carryOut(ctx context.Context, w work) error {
 	for _, route := range w.set {
 		r.a.cfg.Names.Set(routeOwner(route.UID), namesOf(route, numbers[route.UID]))
 	}
+	if w.full {
+		r.a.settle(routeKind)
+	}
 	return nil
 }
 
@@ -213,8 +216,10 @@ func servicesOf(route service.Route, number uint32) []network.Service {
 	return all
 }
 
-// routeOwner is whose names a service address's are in the DNS table. Groups' uids hold no slash.
-func routeOwner(uid string) string { return "service/" + uid }
+// routeKind is the prefix of the owners of service addresses' names in the DNS table. Groups' uids hold no slash.
+const routeKind = "service/"
+
+func routeOwner(uid string) string { return routeKind + uid }
 
 func namesOf(route service.Route, number uint32) dns.Owner {
 	o := dns.Owner{Network: number}

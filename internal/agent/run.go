@@ -131,7 +131,7 @@ func (w *worker) address(p *sandbox.Process) {
 }
 
 func (w *worker) slotLabel() []byte {
-	l := slotLabel{Addr: w.m.Slot.IP, Public: w.m.Slot.Public, Ready: true, UID: w.m.UID, Host: w.m.Slot.Host, Own: wishOf(w.g) != wish{}}
+	l := slotLabel{Addr: w.m.Slot.IP, Public: w.m.Slot.Public, Ready: true, UID: w.m.UID, Host: w.m.Slot.Host, Own: w.a.wishOf(w.g) != wish{}}
 	n, _ := strconv.ParseUint(strings.TrimPrefix(w.m.Slot.ID, "s"), 10, 32)
 	l.Index = uint32(n)
 	return l.json()

@@ -13,9 +13,11 @@ import (
 	"github.com/google/go-cmp/cmp"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"spillway.dev/spillway/internal/fault"
 	"spillway.dev/spillway/internal/group"
 	"spillway.dev/spillway/internal/host"
 	"spillway.dev/spillway/internal/image"
+	"spillway.dev/spillway/internal/network"
 )
 
 func TestCommandAndEnvironment(t *testing.T) {
@@ -79,7 +81,7 @@ func TestFilesOfAGroup(t *testing.T) {
 
 func TestNetworkNumbers(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "networks.json")
-	n, err := openNetworks(path)
+	n, err := openNetworks(path, "00aa")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +101,7 @@ func TestNetworkNumbers(t *testing.T) {
 	if a == b || a == 0 || b == 0 {
 		t.Errorf("subscriptions got %d and %d", a, b)
 	}
-	again, err := openNetworks(path)
+	again, err := openNetworks(path, "00aa")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -162,4 +164,50 @@ func FuzzRenderLogLine(f *testing.F) {
 		(&follower{}).render(line)
 		(&follower{opt: host.LogOptions{Timestamps: true}}).render(line)
 	})
+}
+
+// TestVirtualNetworkNumbers: networks with addresses outside the range are counted apart, are written down, and are given again
+// only when nothing on the machine has them.
+func TestVirtualNetworkNumbers(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "networks.json")
+	open := func(held ...uint32) *networks {
+		t.Helper()
+		n, err := openNetworks(path, "00aa")
+		if err != nil {
+			t.Fatal(err)
+		}
+		still := map[uint32]bool{}
+		for _, h := range held {
+			still[h] = true
+		}
+		if err := n.forget(still); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	first, second := network.VirtualNetwork("00aa", 1), network.VirtualNetwork("00aa", 2)
+	is := func(n *networks, name string, want uint32) {
+		t.Helper()
+		if got, err := n.outside("Sub", name); err != nil || got != want {
+			t.Errorf("%s has the number %x, %v, want %x", name, got, err, want)
+		}
+	}
+	n := open()
+	is(n, "vnet:a", first)
+	is(n, "vnet:b", second)
+	if got, err := n.of("sub", "vnet:a"); err != nil || got != 1 {
+		t.Errorf("a network in the range has the number %d, %v, want 1", got, err)
+	}
+	n = open(second)
+	is(n, "vnet:b", second)
+	is(n, "vnet:c", network.VirtualNetwork("00aa", 3))
+	n = open()
+	is(n, "vnet:d", first)
+	if got, err := n.of("sub", "vnet:a"); err != nil || got != 1 {
+		t.Errorf("a network in the range has the number %d, %v, want 1 as before", got, err)
+	}
+	n.numbers["sub/full"+outside] = network.VirtualNetwork("00aa", network.MaxVirtual)
+	if _, err := n.outside("sub", "vnet:e"); fault.KindOf(err) != fault.Exhausted {
+		t.Errorf("one too many: %v", err)
+	}
 }

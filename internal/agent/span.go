@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,6 +17,8 @@ import (
 	"spillway.dev/spillway/internal/group"
 	"spillway.dev/spillway/internal/host"
 	"spillway.dev/spillway/internal/network"
+	"spillway.dev/spillway/internal/vnet"
+	"spillway.dev/spillway/internal/wholefile"
 )
 
 // span is this host's part in the network over all hosts: the address blocks that it has been given, the networks that
@@ -32,11 +35,29 @@ type span struct {
 	carried map[uint32]bool // networks that reach other hosts
 	changed chan struct{}   // closed when carried changes
 
-	last network.Overlay // carried out; only the loop touches it
+	// Only the loop touches these.
+	last   network.Overlay      // carried out
+	lately map[uint32]lingering // networks that have no group here any more
+	expiry *time.Timer          // wakes the loop when the first of them ends
 }
 
+// lingering is a network whose last group here has gone.
+type lingering struct {
+	network network.OverlayNetwork
+	until   time.Time
+}
+
+// A network reaches other hosts for some time after its last group here has gone: hosts with few groups, whose jobs come one
+// after the other, would make and remove its device with each, and starts would wait for it.
+const (
+	lingerTime = 2 * time.Minute
+	mostLinger = 64
+)
+
 func newSpan(a *Agent) *span {
-	return &span{a: a, wake: make(chan struct{}, 1), given: make(chan struct{}), carried: map[uint32]bool{}, changed: make(chan struct{})}
+	s := &span{a: a, wake: make(chan struct{}, 1), given: make(chan struct{}), carried: map[uint32]bool{}, changed: make(chan struct{}), lately: map[uint32]lingering{}}
+	s.expiry = time.AfterFunc(lingerTime, s.nudge)
+	return s
 }
 
 // blocksFile keeps the host's address blocks: addresses of groups that run are known to be taken before anybody can be asked.
@@ -46,10 +67,14 @@ const blocksFile = "blocks.json"
 func (a *Agent) openAddresses() error {
 	cidr := a.cfg.Network.CIDR()
 	if !a.cfg.Blocks {
-		own, _ := host.Parts(cidr) // the rest is for virtual networks
 		a.addrs = network.NewBlockPool(cidr)
 		close(a.span.given)
-		return a.addrs.Add(own)
+		for _, own := range vnet.Without(cidr, a.cfg.Apart) {
+			if err := a.addrs.Add(own); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
 	a.addrs = network.NewBlockPool(cidr)
 	var blocks []netip.Prefix
@@ -72,7 +97,7 @@ func (s *span) takeBlocks(blocks []netip.Prefix) error {
 	}
 	body, err := json.Marshal(append(have, fresh...))
 	if err == nil {
-		err = writeSynced(s.a.path(blocksFile), body)
+		err = wholefile.WriteSynced(s.a.path(blocksFile), body)
 	}
 	if err != nil {
 		return fmt.Errorf("write address blocks: %w", err)
@@ -120,7 +145,7 @@ func (s *span) run(ctx context.Context) {
 			return
 		case <-s.wake:
 		}
-		if err := s.carryOut(ctx); err != nil && ctx.Err() == nil {
+		if err := errors.Join(s.carryOut(ctx), s.syncSpaces(ctx)); err != nil && ctx.Err() == nil {
 			s.a.cfg.Log.Error("carry out the network over all hosts", "error", err)
 			time.AfterFunc(retrySpan, s.nudge)
 		}
@@ -136,7 +161,7 @@ func (s *span) carryOut(ctx context.Context) error {
 	if !told || !s.a.cfg.Blocks {
 		return nil
 	}
-	networks := s.a.carriedNetworks()
+	networks := s.linger(s.a.carriedNetworks(), time.Now())
 	want := overlayOf(wish, networks, s.last.Enabled())
 	if want.Enabled() {
 		want.Homes = s.a.homesOf(wish, networks)
@@ -189,6 +214,34 @@ func (a *Agent) carriedNetworks() []network.OverlayNetwork {
 		}
 	}
 	slices.SortFunc(out, func(a, b network.OverlayNetwork) int { return int(a.Number) - int(b.Number) })
+	return out
+}
+
+// linger adds to the networks of this host's groups those that had one lately, and has the loop look again when the first of
+// them ends.
+func (s *span) linger(carried []network.OverlayNetwork, now time.Time) []network.OverlayNetwork {
+	for _, n := range s.last.Networks {
+		if _, ok := s.lately[n.Number]; !ok && !slices.Contains(carried, n) && len(s.lately) < mostLinger {
+			s.lately[n.Number] = lingering{n, now.Add(lingerTime)}
+		}
+	}
+	out := slices.Clone(carried)
+	var first time.Time
+	for number, l := range s.lately {
+		again := slices.ContainsFunc(carried, func(n network.OverlayNetwork) bool { return n.Number == number || n.VNI == l.network.VNI })
+		if again || !now.Before(l.until) {
+			delete(s.lately, number)
+			continue
+		}
+		out = append(out, l.network)
+		if first.IsZero() || l.until.Before(first) {
+			first = l.until
+		}
+	}
+	if !first.IsZero() {
+		s.expiry.Reset(first.Sub(now))
+	}
+	slices.SortFunc(out, func(a, b network.OverlayNetwork) int { return cmp.Compare(a.Number, b.Number) })
 	return out
 }
 

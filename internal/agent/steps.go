@@ -129,7 +129,10 @@ func (w *worker) claim(ctx context.Context) bool {
 	}
 	w.a.pool.starting.Add(1)
 	defer w.a.pool.starting.Add(-1)
-	s, err := w.a.pool.take(ctx, rt, wishOf(w.g))
+	var s *slot
+	if err = w.a.enterSpace(ctx, w.g); err == nil {
+		s, err = w.a.pool.take(ctx, rt, w.a.wishOf(w.g))
+	}
 	if errors.Is(err, keeper.ErrGone) {
 		w.m.Postponed(time.Now().Add(keeperPause))
 		return false

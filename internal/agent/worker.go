@@ -13,6 +13,7 @@ import (
 	"spillway.dev/spillway/internal/group"
 	"spillway.dev/spillway/internal/keeper"
 	"spillway.dev/spillway/internal/volume"
+	"spillway.dev/spillway/internal/wholefile"
 )
 
 // worker looks after one group: one goroutine that plans, acts and reports. Everything of the group's memory is
@@ -212,12 +213,8 @@ func (w *worker) save() {
 		return
 	}
 	// gofail: var saveBefore struct{}
-	path := w.a.path("groups", w.m.UID+".json")
-	if err := os.WriteFile(path+".new", body, 0o600); err == nil {
-		err = os.Rename(path+".new", path)
-		if err == nil {
-			w.saved = body
-		}
+	if wholefile.Write(w.a.path("groups", w.m.UID+".json"), body) == nil {
+		w.saved = body
 	}
 }
 

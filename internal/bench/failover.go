@@ -26,6 +26,22 @@ func (o Options) hostKills() int   { return max(o.Runs*2/5, 1) }
 func (o Options) leaderKills() int { return max(o.Runs*3/5, 1) }
 func (o Options) agentKills() int  { return max(o.Runs/5, 1) }
 
+// The parts of it, as Options.Parts names them.
+const (
+	partCreates    = "creates"
+	partHosts      = "hosts"
+	partAgents     = "agents"
+	partLeaders    = "leaders"
+	partSaturation = "saturation"
+)
+
+// FailoverParts are the parts that failover can be confined to.
+func FailoverParts() []string {
+	return []string{partCreates, partHosts, partAgents, partLeaders, partSaturation}
+}
+
+func (o Options) takes(part string) bool { return len(o.Parts) == 0 || slices.Contains(o.Parts, part) }
+
 // failover measures what a fleet does when parts of it are killed: three servers over one etcd and five hosts, each a
 // network namespace of this machine. Docker Swarm, three daemons in namespaces of their own, is its peer.
 func failover(ctx context.Context, o Options) (_ *Report, err error) {
@@ -42,15 +58,22 @@ func failover(ctx context.Context, o Options) (_ *Report, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, c.close()) }()
-	for _, part := range []func(context.Context, Options, *Report) error{c.measureCreates, c.measureHostKills, c.measureAgentKills, c.measureLeaderKills, c.measureFalseLosses} {
-		if err := part(ctx, o, r); err != nil {
+	for _, part := range []struct {
+		name    string
+		measure func(context.Context, Options, *Report) error
+	}{{partCreates, c.measureCreates}, {partHosts, c.measureHostKills}, {partAgents, c.measureAgentKills}, {partLeaders, c.measureLeaderKills},
+		{partSaturation, c.measureFalseLosses}} {
+		if !o.takes(part.name) {
+			continue
+		}
+		if err := part.measure(ctx, o, r); err != nil {
 			return nil, err
 		}
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
 	}
-	if len(o.Peers) == 0 || o.Peers["swarm"] {
+	if o.takes(partHosts) && (len(o.Peers) == 0 || o.Peers["swarm"]) {
 		if err := measureSwarm(ctx, o, r, image); err != nil {
 			r.Missing["docker swarm"] = err.Error()
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"spillway.dev/spillway/internal/fault"
@@ -19,6 +20,7 @@ type Options struct {
 	Density  int             // groups of density
 	Saturate time.Duration   // of failover: how long every core is kept busy
 	Peers    map[string]bool // only these; empty: all
+	Parts    []string        // of failover: only these of FailoverParts; empty: all
 	Progress func(name string, done, of int)
 }
 
@@ -54,6 +56,11 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 		"failover": failover}[o.Name]
 	if !ok {
 		return nil, fault.New(fault.Invalid, "", "There is no benchmark '%s'; there are %v.", o.Name, Names())
+	}
+	for _, part := range o.Parts {
+		if o.Name != "failover" || !slices.Contains(FailoverParts(), part) {
+			return nil, fault.New(fault.Invalid, "", "Benchmark '%s' has no part '%s'; failover has %v.", o.Name, part, FailoverParts())
+		}
 	}
 	if o.Name != "place" && os.Getuid() != 0 {
 		return nil, fault.New(fault.Denied, "", "This benchmark starts containers: run it as root.")

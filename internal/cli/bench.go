@@ -55,6 +55,7 @@ func (a *app) benchCommand() *cobra.Command {
 	f.IntVar(&o.Burst, "groups", bench.DefaultBurst, "groups of burst")
 	f.IntVar(&o.Density, "density", bench.DefaultDensity, "groups of density")
 	f.StringSliceVar(&peers, "peers", nil, "only these peers")
+	f.StringSliceVar(&o.Parts, "parts", nil, "only these parts of failover: "+strings.Join(bench.FailoverParts(), ", "))
 	return c
 }
 

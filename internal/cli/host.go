@@ -56,7 +56,7 @@ func hostState(h host.Host) string {
 	case h.State == host.Lost:
 		return "lost"
 	case h.State != host.Ready:
-		return "not ready"
+		return "not ready" // host show says why
 	case h.Cordoned:
 		return "cordoned"
 	case h.DiskFull:

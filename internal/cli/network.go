@@ -70,8 +70,8 @@ func (a *app) networkCreateCommand() *cobra.Command {
 	var prefixes, subnets, tags []string
 	c := &cobra.Command{
 		Use: "create NAME", Short: "Create or update a virtual network", Args: names("the NAME of a virtual network", 1, 1),
-		Long: "Create or update a virtual network. Without --prefix the platform finds a free address space. Address spaces are in the\n" +
-			"second half of the range of the platform's groups, and apart from each other.",
+		Long: "Create or update a virtual network. Without --prefix the platform finds a free address space. Address spaces are private\n" +
+			"ranges, apart from each other and from what the platform and its hosts have themselves.",
 		Example: "  spillway network create shop --subnet web --subnet data\n  spillway run nginx --port 80 --subnet shop/web",
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.createNetwork(c.Context(), args[0], prefixes, subnets, tags)

@@ -102,7 +102,23 @@ func cacheFile(cfg *Config) string {
 		return ""
 	}
 	sum := sha256.Sum256([]byte(cfg.Endpoint + "\n" + cfg.TenantID + "\n" + cfg.ClientID + "\n" + cfg.ClientSecret))
-	return filepath.Join(dir, "spillway", "token-"+hex.EncodeToString(sum[:12])+".json")
+	return filepath.Join(dir, "spillway", tokenPrefix+hex.EncodeToString(sum[:12])+".json")
+}
+
+const (
+	tokenPrefix = "token-"
+	tokenLife   = 24 * time.Hour // no token is good for longer
+)
+
+// pruneTokens removes the tokens of platforms that are not used any more.
+func pruneTokens(dir string) {
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		info, err := e.Info()
+		if err == nil && strings.HasPrefix(e.Name(), tokenPrefix) && time.Since(info.ModTime()) > tokenLife {
+			_ = os.Remove(filepath.Join(dir, e.Name()))
+		}
+	}
 }
 
 func (c *Client) readToken() token {
@@ -135,4 +151,5 @@ func (c *Client) writeToken(t token) {
 	if cerr := f.Close(); err != nil || cerr != nil || os.Rename(f.Name(), c.cachePath) != nil {
 		_ = os.Remove(f.Name())
 	}
+	pruneTokens(filepath.Dir(c.cachePath))
 }

@@ -18,6 +18,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"spillway.dev/spillway/internal/arm"
 	"spillway.dev/spillway/internal/group"
 	"spillway.dev/spillway/internal/host"
@@ -80,13 +82,15 @@ type Controller struct {
 	// which groups it keeps: in between, a new group would be taken for a foreign one.
 	placing sync.RWMutex
 
-	dirty  *queue        // uids whose status should be stored
-	gone   *queue        // uids of which nothing is left on their host
-	moved  *queue        // uids of service addresses that may lead elsewhere now
-	left   *queue        // names of hosts that groups have left
-	room   chan struct{} // a bell: something has changed that waiting groups may go by
-	told   telling       // only the wait loop touches it
-	loaded int64         // store revision that idx started from
+	dirty *queue        // uids whose status should be stored
+	gone  *queue        // uids of which nothing is left on their host
+	moved *queue        // uids of service addresses that may lead elsewhere now
+	left  *queue        // names of hosts that groups have left
+	room  chan struct{} // a bell: something has changed that waiting groups may go by
+	told  telling       // only the wait loop touches it
+
+	displacing *rate.Limiter // starts of lost hosts' groups
+	loaded     int64         // store revision that idx started from
 }
 
 // New reads the store and makes a controller that knows all groups. Run keeps it going.
@@ -106,7 +110,7 @@ func New(ctx context.Context, cfg Config) (*Controller, error) {
 		cfg.LostAfter = DefaultLostAfter
 	}
 	c := &Controller{cfg: cfg, idx: newIndex(place.Policies{Default: cfg.Policy, Pools: cfg.Pools}), links: map[string]host.Link{}, absent: map[string]*absence{}, states: map[string]host.State{},
-		dirty: newQueue(), gone: newQueue(), moved: newQueue(), left: newQueue(), room: make(chan struct{}, 1), span: newSpan(cfg.Now()), naming: newNaming()}
+		dirty: newQueue(), gone: newQueue(), moved: newQueue(), left: newQueue(), room: make(chan struct{}, 1), span: newSpan(cfg.Now()), naming: newNaming(), displacing: newDisplacing()}
 	if err := c.load(ctx); err != nil {
 		return nil, fmt.Errorf("load groups: %w", err)
 	}
@@ -196,7 +200,11 @@ func (c *Controller) Host(name string) (host.Link, bool) {
 
 // assign tells a group's host of a new record.
 func (c *Controller) assign(g *group.Group) {
-	if l, ok := c.Host(g.Host); ok {
+	c.mu.RLock()
+	l, ok := c.links[g.Host]
+	g = c.forHost(g)
+	c.mu.RUnlock()
+	if ok {
 		l.Assign(g)
 	}
 }

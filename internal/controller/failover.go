@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"spillway.dev/spillway/internal/fault"
 	"spillway.dev/spillway/internal/group"
 )
@@ -18,7 +20,7 @@ const (
 	// reconnectTime is what hosts get to find a server that has just begun to lead, before their silence counts.
 	reconnectTime = 5 * time.Second
 	failoverTick  = 100 * time.Millisecond
-	// failoverBatch is how many groups are started elsewhere in a tick. Many hosts that fall silent at once look as a
+	// failoverBatch is how many groups are started elsewhere in a tick, on average and at once. Many hosts that fall silent at once look as a
 	// network does that is cut: what is left must not be overrun.
 	failoverBatch = 20
 )
@@ -111,8 +113,20 @@ func (c *Controller) displaced() []*group.Group {
 		}
 		return strings.Compare(a.UID, b.UID)
 	})
-	return out[:min(len(out), failoverBatch)]
+	out = out[:min(len(out), c.mayDisplace())]
+	c.displaces(len(out))
+	return out
 }
+
+// newDisplacing bounds the rate at which groups of lost hosts are started elsewhere, those that had to wait for room included.
+func newDisplacing() *rate.Limiter {
+	return rate.NewLimiter(rate.Every(failoverTick/failoverBatch), failoverBatch)
+}
+
+// mayDisplace is how many groups of lost hosts may be started elsewhere now.
+func (c *Controller) mayDisplace() int { return max(int(c.displacing.TokensAt(c.cfg.Now())), 0) }
+
+func (c *Controller) displaces(n int) { c.displacing.AllowN(c.cfg.Now(), n) }
 
 // displace starts a group of a lost host elsewhere, with an event that says so. One that must never start twice ends.
 func (c *Controller) displace(ctx context.Context, lost *group.Group) error {

@@ -3,8 +3,10 @@ package controller
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,7 +21,12 @@ import (
 // fleet is a controller that gives hosts up after a short silence.
 func fleet(t *testing.T) *Controller {
 	t.Helper()
-	c, err := New(t.Context(), Config{Store: mem.New(), Location: "local", Log: slog.New(slog.DiscardHandler), LostAfter: 200 * time.Millisecond})
+	return fleetBy(t, time.Now)
+}
+
+func fleetBy(t *testing.T, clock func() time.Time) *Controller {
+	t.Helper()
+	c, err := New(t.Context(), Config{Store: mem.New(), Location: "local", Log: slog.New(slog.DiscardHandler), LostAfter: 200 * time.Millisecond, Now: clock})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -223,6 +230,40 @@ func TestGroupsOfALostHostWaitForRoom(t *testing.T) {
 	eventually(t, "the loss", func() bool { h, _ := c.DescribeHost("h1"); return h.State == host.Lost })
 	join(t, c, "h2")
 	awaitView(t, c, "web", "room", func(v arm.View) bool { return v.Group.Host == "h2" })
+}
+
+// TestGroupsOfALostHostGetRoomAtABoundedRate: those that had to wait overrun the host that comes no more than others do.
+func TestGroupsOfALostHostGetRoomAtABoundedRate(t *testing.T) {
+	var ahead atomic.Int64
+	begin := time.Now()
+	c := fleetBy(t, func() time.Time { return begin.Add(time.Duration(ahead.Load())) })
+	join(t, c, "h1")
+	const many = 3 * failoverBatch
+	for i := range many {
+		putAlways(t, c, fmt.Sprint("g", i))
+	}
+	link, _ := c.Host("h1")
+	c.Disconnect(link, begin, errors.New("test"))
+	eventually(t, "all wait", func() bool { ahead.Add(int64(failoverTick)); return queued(c) == many })
+	c.mu.Lock()
+	c.displaces(c.mayDisplace()) // as if others were just started
+	c.mu.Unlock()
+	join(t, c, "h2")
+	moved := func() (n int) {
+		c.mu.RLock()
+		defer c.mu.RUnlock()
+		return len(c.idx.byHost["h2"])
+	}
+	for want := 0; want <= many; want += failoverBatch {
+		eventually(t, "those that may", func() bool { return moved() >= want })
+		c.mu.Lock()
+		placed, _ := c.next()
+		c.mu.Unlock()
+		if n := moved(); n != want || len(placed) > 0 {
+			t.Fatalf("%d groups have moved and %d are about to, want %d", n, len(placed), want)
+		}
+		ahead.Add(int64(failoverTick))
+	}
 }
 
 func TestHostIsForgotten(t *testing.T) {

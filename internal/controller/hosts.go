@@ -123,6 +123,9 @@ func (c *Controller) Connect(link host.Link) {
 	c.links[name] = link
 	c.states[name] = c.describe(name).State
 	mine := c.idx.onHost(name)
+	for i, g := range mine {
+		mine[i] = c.forHost(g)
+	}
 	c.mu.Unlock()
 	// First what there is, then that there is nothing else: a host that sweeps must know what its groups hold.
 	for _, g := range mine {

@@ -3,7 +3,6 @@ package controller
 import (
 	"context"
 	"net/netip"
-	"slices"
 	"sync"
 
 	"spillway.dev/spillway/internal/arm"
@@ -214,12 +213,10 @@ func (c *Controller) nameMore(name string) {
 
 // sendNames sends what may be long in parts.
 func sendNames(link host.Link, u host.Names) {
-	first := true
-	for part := range slices.Chunk(u.Set, namesBatch) {
-		link.Name(host.Names{Full: u.Full && first, Set: part})
-		first = false
+	rest := u
+	for len(rest.Set) > namesBatch {
+		link.Name(host.Names{Full: rest.Full, More: true, Set: rest.Set[:namesBatch]})
+		rest = host.Names{Set: rest.Set[namesBatch:]}
 	}
-	if first {
-		link.Name(u)
-	}
+	link.Name(rest)
 }

@@ -95,7 +95,7 @@ func (c *Controller) grantBlocks(ctx context.Context) error {
 	for _, name := range slices.Sorted(maps.Keys(need)) {
 		free := c.freeBlocks(need[name])
 		if len(free) == 0 {
-			return fault.New(fault.Exhausted, "", "the host %s gets no more addresses: all blocks of the first half of %s are given out", name, c.cfg.Network)
+			return fault.New(fault.Exhausted, "", "the host %s gets no more addresses: all blocks of %s are given out", name, c.cfg.Network)
 		}
 		if err := c.addBlocks(ctx, name, free); err != nil {
 			return err
@@ -112,7 +112,7 @@ func (c *Controller) addBlocks(ctx context.Context, name string, blocks []netip.
 	})
 }
 
-// freeBlocks are the first n blocks that no host has.
+// freeBlocks are the first n blocks that no host has, and no virtual network of an earlier version.
 func (c *Controller) freeBlocks(n int) (out []netip.Prefix) {
 	c.mu.RLock()
 	taken := map[netip.Prefix]bool{}
@@ -121,17 +121,18 @@ func (c *Controller) freeBlocks(n int) (out []netip.Prefix) {
 			taken[b] = true
 		}
 	}
+	apart := c.apart()
 	c.mu.RUnlock()
 	bits := host.BlockBits(c.cfg.Network)
-	own, _ := host.Parts(c.cfg.Network)
-	base := binary.BigEndian.Uint32(own.Addr().AsSlice())
-	for i := range uint32(1) << (bits - own.Bits()) {
+	base := binary.BigEndian.Uint32(c.cfg.Network.Addr().AsSlice())
+	for i := range uint32(1) << (bits - c.cfg.Network.Bits()) {
 		if len(out) == n {
 			break
 		}
 		var a [4]byte
 		binary.BigEndian.PutUint32(a[:], base+i<<(32-bits))
-		if b := netip.PrefixFrom(netip.AddrFrom4(a), bits); !taken[b] {
+		b := netip.PrefixFrom(netip.AddrFrom4(a), bits)
+		if !taken[b] && !slices.ContainsFunc(apart, b.Overlaps) {
 			out = append(out, b)
 		}
 	}

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"sort"
 	"strings"
@@ -13,7 +12,6 @@ import (
 	"spillway.dev/spillway/internal/arm"
 	"spillway.dev/spillway/internal/fault"
 	"spillway.dev/spillway/internal/group"
-	"spillway.dev/spillway/internal/host"
 	"spillway.dev/spillway/internal/store"
 	"spillway.dev/spillway/internal/vnet"
 )
@@ -22,19 +20,6 @@ import (
 type NetworkResult struct {
 	View    arm.NetworkView
 	Created bool
-}
-
-// virtual is the part of the groups' range that address spaces are in; invalid: this platform has none.
-func (c *Controller) virtual() netip.Prefix {
-	whole := c.cfg.Network
-	if !whole.IsValid() && len(c.cfg.Reserved) > 0 {
-		whole = c.cfg.Reserved[0]
-	}
-	if !whole.IsValid() || whole.Bits() > vnet.MostBits {
-		return netip.Prefix{}
-	}
-	_, part := host.Parts(whole)
-	return part
 }
 
 // PutNetwork creates or updates a virtual network in one durable commit. Errors: not-found (resource group), invalid (an
@@ -320,6 +305,7 @@ func (c *Controller) applyNetwork(ch store.Change) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	old := c.idx.vnets.all[key]
+	defer c.tellSpace(&n)
 	switch {
 	case old != nil && old.revision >= ch.Revision, ch.Revision <= c.idx.followed, c.idx.buried[ch.Key] > ch.Revision:
 		return nil

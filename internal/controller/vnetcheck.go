@@ -2,6 +2,7 @@ package controller
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 
 	"spillway.dev/spillway/internal/arm"
@@ -20,7 +21,7 @@ func (c *Controller) checkNetwork(old, n *vnet.Network) error {
 		}
 	}
 	if old == nil || !equal(old.Prefixes, n.Prefixes) {
-		if err := c.checkSpace(n); err != nil {
+		if err := c.checkSpace(old, n); err != nil {
 			return err
 		}
 	}
@@ -32,7 +33,7 @@ func (c *Controller) checkNetwork(old, n *vnet.Network) error {
 
 // checkSpace says whether a virtual network can have its address space. The caller holds netting, so that no two get the
 // same.
-func (c *Controller) checkSpace(n *vnet.Network) error {
+func (c *Controller) checkSpace(old, n *vnet.Network) error {
 	const field = "properties.addressSpace.addressPrefixes"
 	refuse := func(code, format string, args ...any) error {
 		e := fault.New(fault.Invalid, code, format, args...)
@@ -45,16 +46,8 @@ func (c *Controller) checkSpace(n *vnet.Network) error {
 	if a, b, found := vnet.Overlapping(n.Prefixes); found {
 		return refuse("AddressPrefixesOverlap", "The ranges %s and %s of virtual network '%s' overlap.", n.Prefixes[a], n.Prefixes[b], n.Ref.Name)
 	}
-	virtual := c.virtual()
-	for _, p := range n.Prefixes {
-		if !virtual.IsValid() {
-			return refuse("AddressSpaceNotAvailable", "The platform has no range for virtual networks.")
-		}
-		if !vnet.Inside(p, virtual) {
-			return refuse("AddressSpaceNotAvailable", "The range %s of virtual network '%s' is not in %s, where the address spaces of this platform's virtual networks are. "+
-				"Choose a part of that, or leave the field 'properties.addressSpace' out to get one; a new platform gets another range by the option --network, of which the second half is for virtual networks.",
-				p, n.Ref.Name, virtual)
-		}
+	if err := c.checkPlaces(old, n, refuse); err != nil {
+		return err
 	}
 	c.mu.RLock()
 	defer c.mu.RUnlock()
@@ -65,9 +58,6 @@ func (c *Controller) checkSpace(n *vnet.Network) error {
 				whose = "virtual network " + arm.NetworkID(other.Ref)
 			}
 			return refuse("AddressSpaceInUse", "The range %s of virtual network '%s' overlaps %s of %s. On this platform address spaces are apart. Choose another, or leave the field 'properties.addressSpace' out to get a free one.", p, n.Ref.Name, q, whose)
-		}
-		if taken, found := c.addressIn(p); found {
-			return refuse("AddressSpaceInUse", "The range %s of virtual network '%s' holds %s, out of which hosts give addresses to groups that are in no subnet. Choose another.", p, n.Ref.Name, taken)
 		}
 	}
 	return nil
@@ -85,51 +75,27 @@ func (c *Controller) spaceOver(p netip.Prefix, except string) (*vnet.Network, ne
 	return nil, netip.Prefix{}
 }
 
-// addressIn finds addresses of a range that groups have which are in no subnet, with the lock held: a platform from a time
-// before there were virtual networks may have given them.
-func (c *Controller) addressIn(p netip.Prefix) (netip.Prefix, bool) {
-	for _, r := range c.idx.hosts {
-		for _, b := range r.Blocks {
-			if b.Overlaps(p) {
-				return b, true
-			}
-		}
-	}
-	for _, e := range c.idx.groups {
-		if e.status == nil || e.group.Address.IsValid() || e.group.Spec.HostNetwork {
-			continue
-		}
-		if a, err := netip.ParseAddr(e.status.IP); err == nil && p.Contains(a) {
-			return netip.PrefixFrom(a, a.BitLen()), true
-		}
-	}
-	return netip.Prefix{}, false
-}
-
-// spaceBits is by how many bits an address space that nobody has chosen is smaller than what there is for all.
-const spaceBits = 4
+// spaceBits is the size of an address space that nobody has chosen, as bits of its prefix. Azure's clients choose the same.
+const spaceBits = 16
 
 // freeSpace finds an address space for a virtual network that names none.
 func (c *Controller) freeSpace() ([]netip.Prefix, error) {
-	virtual := c.virtual()
-	if !virtual.IsValid() {
-		return nil, fault.New(fault.Invalid, "AddressSpaceNotAvailable", "The platform has no range for virtual networks.")
-	}
 	c.mu.RLock()
 	defer c.mu.RUnlock()
-	var used []netip.Prefix
+	used := append(slices.Clone(c.cfg.Reserved), c.cfg.Services)
 	for _, e := range c.idx.vnets.all {
 		used = append(used, e.network.Prefixes...)
 	}
-	for _, r := range c.idx.hosts {
-		used = append(used, r.Blocks...)
+	for _, h := range c.everyHost() {
+		used = append(used, h.Addresses...) // with their networks, so that what is near the hosts can be reached from groups
 	}
-	for bits := min(virtual.Bits()+spaceBits, vnet.MostBits); bits <= vnet.MostBits; bits++ {
-		if p, ok := vnet.Free(virtual, bits, used); ok {
+	used = slices.DeleteFunc(used, func(p netip.Prefix) bool { return !p.IsValid() })
+	for bits := spaceBits; bits <= vnet.MostBits; bits++ {
+		if p, ok := vnet.FreeSpace(bits, used); ok {
 			return []netip.Prefix{p}, nil
 		}
 	}
-	return nil, fault.New(fault.Exhausted, "AddressSpaceNotAvailable", "All of %s is in the address spaces of virtual networks. Delete some.", virtual)
+	return nil, fault.New(fault.Exhausted, "AddressSpaceNotAvailable", "All private ranges are in use. Delete virtual networks.")
 }
 
 // checkSubnets says whether the subnets of a virtual network are apart and in its address space.

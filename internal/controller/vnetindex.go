@@ -20,24 +20,26 @@ type vnetIndex struct {
 	all     map[string]*vnetEntry // by arm.Key
 	count   map[string]int        // by subscription
 	inGroup map[string]int        // by resource group
+	byKey   map[string]*vnet.Network
 	used    map[string]map[netip.Addr]string
 	claimed map[string]map[netip.Addr]string // of records that are being written
 	cursor  map[string]int                   // by network and subnet: where the search for a free address goes on
 }
 
 func newVnetIndex() *vnetIndex {
-	return &vnetIndex{all: map[string]*vnetEntry{}, count: map[string]int{}, inGroup: map[string]int{}, cursor: map[string]int{},
+	return &vnetIndex{all: map[string]*vnetEntry{}, count: map[string]int{}, inGroup: map[string]int{}, byKey: map[string]*vnet.Network{}, cursor: map[string]int{},
 		used: map[string]map[netip.Addr]string{}, claimed: map[string]map[netip.Addr]string{}}
 }
 
 func (x *vnetIndex) add(key string, e *vnetEntry) {
-	x.all[key] = e
+	x.all[key], x.byKey[e.network.Key()] = e, e.network
 	x.count[strings.ToLower(e.network.Ref.Subscription)]++
 	x.inGroup[rgKey(e.network.Ref.Subscription, e.network.Ref.ResourceGroup)]++
 }
 
 func (x *vnetIndex) remove(key string, e *vnetEntry) {
 	delete(x.all, key)
+	delete(x.byKey, e.network.Key())
 	x.count[strings.ToLower(e.network.Ref.Subscription)]--
 	if scope := rgKey(e.network.Ref.Subscription, e.network.Ref.ResourceGroup); x.inGroup[scope] == 1 {
 		delete(x.inGroup, scope)

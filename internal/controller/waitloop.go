@@ -72,7 +72,7 @@ func (c *Controller) makeRoom(ctx context.Context, look bool) error {
 			return err
 		}
 		if more {
-			time.Sleep(placePause)
+			time.Sleep(c.nextPause())
 		}
 	}
 	if err := c.evict(ctx); err != nil {
@@ -80,6 +80,14 @@ func (c *Controller) makeRoom(ctx context.Context, look bool) error {
 	}
 	c.tellReasons()
 	return nil
+}
+
+// nextPause is how long the next batch waits. When no more groups of lost hosts may be started yet, they may be all that is left.
+func (c *Controller) nextPause() time.Duration {
+	if c.mayDisplace() == 0 {
+		return failoverTick
+	}
+	return placePause
 }
 
 // move is a group that gets another record: with a host, or without one.
@@ -111,8 +119,11 @@ func (c *Controller) reserveMove(e *entry, next *group.Group) move {
 
 // next gives some waiting groups room that there is, with the lock held.
 func (c *Controller) next() (moves []move, more bool) {
-	placed, more := c.idx.queue.Retry(placeBatch)
+	placed, more := c.idx.queue.Retry(placeBatch, c.mayDisplace())
 	for _, p := range placed {
+		if c.isLost(p.Group.Host) {
+			c.displaces(1)
+		}
 		if e := c.idx.byUID[p.Group.UID]; e != nil {
 			moves = append(moves, c.moveTo(e, p.Host))
 		}

@@ -43,7 +43,7 @@ const (
 
 // Config says where the server listens and whom it asks.
 type Config struct {
-	Listen     []string       // HOST:PORT, each by UDP and TCP
+	Listen     []string       // HOST:PORT, each by UDP and TCP; groups ask at the first only
 	Ranges     []netip.Prefix // the platform's addresses: questions for their names are never forwarded
 	ResolvConf string         // where upstream servers are listed; "" = /etc/resolv.conf
 	Log        *slog.Logger
@@ -71,8 +71,8 @@ func New(ctx context.Context, cfg Config, table *Table) (*Server, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Server{Table: table, cfg: cfg, log: cfg.Log, limiters: map[netip.Addr]*rate.Limiter{}}
-	for _, at := range cfg.Listen {
-		if err := s.listen(ctx, at); err != nil {
+	for i, at := range cfg.Listen {
+		if err := s.listen(ctx, at, asks{s, i == 0}); err != nil {
 			return nil, errors.Join(fmt.Errorf("listen for DNS on %s: %w", at, err), s.shutdown())
 		}
 	}
@@ -80,7 +80,7 @@ func New(ctx context.Context, cfg Config, table *Table) (*Server, error) {
 	return s, nil
 }
 
-func (s *Server) listen(ctx context.Context, at string) error {
+func (s *Server) listen(ctx context.Context, at string, asked dns.Handler) error {
 	var lc net.ListenConfig
 	udp, err := port.Take(ctx, port.Patience, func() (net.PacketConn, error) { return lc.ListenPacket(ctx, "udp", at) })
 	if err != nil {
@@ -93,8 +93,8 @@ func (s *Server) listen(ctx context.Context, at string) error {
 	}
 	s.addrs = append(s.addrs, at)
 	s.servers = append(s.servers,
-		&dns.Server{PacketConn: udp, Handler: s},
-		&dns.Server{Listener: netutil.LimitListener(tcp, maxConnections), Handler: s, MaxTCPQueries: maxQuestions, IdleTimeout: func() time.Duration { return idle }, ReadTimeout: idle, WriteTimeout: idle})
+		&dns.Server{PacketConn: udp, Handler: asked},
+		&dns.Server{Listener: netutil.LimitListener(tcp, maxConnections), Handler: asked, MaxTCPQueries: maxQuestions, IdleTimeout: func() time.Duration { return idle }, ReadTimeout: idle, WriteTimeout: idle})
 	return nil
 }
 
@@ -137,11 +137,21 @@ func (s *Server) shutdown() error {
 	return nil
 }
 
+// asks answers at one address. Where others than groups ask, nobody is a group, though it may have the address of one: that of
+// a group in a virtual network may be in the machine's own network, too.
+type asks struct {
+	*Server
+	groups bool
+}
+
 // ServeDNS is called for each question.
-func (s *Server) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
+func (s asks) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 	source := addrOf(w.RemoteAddr())
 	if !s.allow(source) {
 		return // an answer would help who floods
+	}
+	if !s.groups {
+		source = netip.Addr{}
 	}
 	a := s.answer(q, source)
 	limit := dns.MinMsgSize
@@ -196,7 +206,7 @@ func (s *Server) answer(q *dns.Msg, source netip.Addr) *dns.Msg {
 	if name == Zone || strings.HasSuffix(name, "."+Zone) {
 		return s.own(q, name, source)
 	}
-	if addr, ok := reverseAddr(name); ok && (s.ours(addr) || len(s.Reverse(addr, source)) > 0) {
+	if addr, ok := reverseAddr(name); ok && (s.ours(addr) || s.Within(addr, source) || len(s.Reverse(addr, source)) > 0) {
 		return s.pointer(q, addr, source)
 	}
 	return s.forward.ask(q)

@@ -59,7 +59,7 @@ func start(t *testing.T) (*Server, string, *atomic.Int32) {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	s, err := New(ctx, Config{Listen: []string{"127.0.0.1:0"}, Ranges: []netip.Prefix{netip.MustParsePrefix("10.64.0.0/16")}, ResolvConf: conf}, NewTable())
+	s, err := New(ctx, Config{Listen: []string{"127.0.0.1:0", "127.0.0.1:0"}, Ranges: []netip.Prefix{netip.MustParsePrefix("10.64.0.0/16")}, ResolvConf: conf}, NewTable())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -237,4 +237,31 @@ func FuzzAnswer(f *testing.F) {
 			t.Errorf("answer to %v cannot be sent: %v", m, err)
 		}
 	})
+}
+
+// TestSpaces: who asks elsewhere than groups do is none, and what the addresses of a network's own space are called is nobody
+// else's business.
+func TestSpaces(t *testing.T) {
+	s, at, asked := start(t)
+	s.Set("me", Owner{Addr: ip("127.0.0.1"), Network: 1, Names: []Name{{Name: "me.rg.local.spillway.internal", Addr: ip("10.0.0.4")}}})
+	s.SetSpaces(map[uint32][]netip.Prefix{1: {netip.MustParsePrefix("10.0.0.0/16")}, 2: {netip.MustParsePrefix("10.1.0.0/16")}})
+	elsewhere := s.Addrs()[1]
+	for _, c := range []struct {
+		server, name string
+		kind         uint16
+		want         string
+		forwarded    int32
+	}{
+		{at, "me.rg.local.spillway.internal", dns.TypeA, "NOERROR 10.0.0.4", 0},
+		{at, "4.0.0.10.in-addr.arpa", dns.TypePTR, "NOERROR me.rg.local.spillway.internal.", 0},
+		{at, "9.0.0.10.in-addr.arpa", dns.TypePTR, "NXDOMAIN", 0},
+		{at, "9.0.1.10.in-addr.arpa", dns.TypePTR, "", 1},
+		{elsewhere, "me.rg.local.spillway.internal", dns.TypeA, "NXDOMAIN", 1},
+		{elsewhere, "8.0.0.10.in-addr.arpa", dns.TypePTR, "", 2},
+	} {
+		got := ask(t, "udp", c.server, c.name, c.kind)
+		if c.want != "" && got != c.want || asked.Load() != c.forwarded {
+			t.Errorf("%s = %q, %d forwarded, want %q, %d", c.name, got, asked.Load(), c.want, c.forwarded)
+		}
+	}
 }

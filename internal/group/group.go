@@ -43,6 +43,7 @@ type Group struct {
 	Host       string            `json:"host"`                // "": it waits for room, or never had any
 	NetworkID  uint32            `json:"networkID,omitempty"` // of its network, on all hosts; 0: there is one host
 	Address    netip.Addr        `json:"address,omitzero"`    // of its subnet, for as long as it exists; invalid: its host gives it one
+	Space      []netip.Prefix    `json:"space,omitempty"`     // of its virtual network: told to hosts only, for the network's record says it
 	Events     []Event           `json:"events,omitempty"`    // what the control plane did to it; hosts report theirs
 	Evicted    *Eviction         `json:"evicted,omitempty"`
 	Spec       Spec              `json:"spec"`

@@ -17,7 +17,7 @@ const (
 
 // Check says whether a description can be true. Nothing that a host says is used before.
 func (h *Host) Check() error {
-	for what, text := range map[string]string{"name": h.Name, "pool": h.Pool, "zone": h.Zone, "version": h.Version, "kernel": h.Kernel, "cgroup mode": h.CgroupMode, "runtime": h.Runtime} {
+	for what, text := range map[string]string{"name": h.Name, "pool": h.Pool, "zone": h.Zone, "version": h.Version, "kernel": h.Kernel, "cgroup mode": h.CgroupMode, "runtime": h.Runtime, "reason": h.Reason} {
 		if err := checkText(what, text); err != nil {
 			return err
 		}

@@ -24,15 +24,17 @@ type Host struct {
 	GPUSKU      string            `json:"gpuSKU,omitempty"` // of Capacity.GPUs
 	Isolation   []group.Isolation `json:"isolation"`
 	State       State             `json:"state,omitempty"`
-	Cordoned    bool              `json:"cordoned"` // takes no new groups
+	Reason      string            `json:"reason,omitempty"` // why it is not ready, for people
+	Cordoned    bool              `json:"cordoned"`         // takes no new groups
 	Version     string            `json:"version"`
 	Kernel      string            `json:"kernel"`
-	CgroupMode  string            `json:"cgroupMode"`        // v1 or v2
-	Runtime     string            `json:"runtime"`           // of shared isolation
-	DiskFull    bool              `json:"diskFull"`          // refuses new groups
-	Images      []string          `json:"images,omitempty"`  // references that are there, when the host tells
-	Underlay    netip.Addr        `json:"underlay,omitzero"` // where other hosts reach it; the servers find it out
-	Overlay     int64             `json:"overlay,omitempty"` // version of the newest Overlay that it has carried out
+	CgroupMode  string            `json:"cgroupMode"`          // v1 or v2
+	Runtime     string            `json:"runtime"`             // of shared isolation
+	DiskFull    bool              `json:"diskFull"`            // refuses new groups
+	Images      []string          `json:"images,omitempty"`    // references that are there, when the host tells
+	Underlay    netip.Addr        `json:"underlay,omitzero"`   // where other hosts reach it; the servers find it out
+	Addresses   []netip.Prefix    `json:"addresses,omitempty"` // of the machine itself: each with its network, or a range that is all its own
+	Overlay     int64             `json:"overlay,omitempty"`   // version of the newest Overlay that it has carried out
 }
 
 // State says whether a host takes part.

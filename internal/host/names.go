@@ -10,7 +10,8 @@ import (
 
 // Names tells a host what ready groups of other hosts are called, and where those of virtual networks are.
 type Names struct {
-	Full bool     `json:"full,omitempty"` // groups that are not in Set are none
+	Full bool     `json:"full,omitempty"` // groups that are not in Set, or in what follows it, are none
+	More bool     `json:"more,omitempty"` // the next one belongs to it
 	Set  []Named  `json:"set,omitempty"`
 	Gone []string `json:"gone,omitempty"` // uids
 }
@@ -74,5 +75,5 @@ func (n *Names) Join(later Names) {
 		return
 	}
 	joined := Changes[Named]{n.Set, n.Gone}.Join(Changes[Named]{later.Set, later.Gone}, func(s Named) string { return s.UID })
-	n.Set, n.Gone = joined.Set, joined.Gone
+	n.Set, n.Gone, n.More = joined.Set, joined.Gone, later.More
 }

@@ -65,16 +65,6 @@ func (c Changes[T]) Join(later Changes[T], key func(T) string) Changes[T] {
 // addresses, at least 16, and where there is a choice 64 blocks.
 func BlockBits(cidr netip.Prefix) int { return min(max(cidr.Bits()+6, 24), 28) }
 
-// Parts halves the groups' range: hosts give addresses out of the first part, the second is for the address spaces of
-// virtual networks.
-func Parts(cidr netip.Prefix) (own, virtual netip.Prefix) {
-	bits := cidr.Bits() + 1
-	a := cidr.Masked().Addr().As4()
-	own = netip.PrefixFrom(netip.AddrFrom4(a), bits)
-	a[(bits-1)/8] |= 1 << (7 - (bits-1)%8)
-	return own, netip.PrefixFrom(netip.AddrFrom4(a), bits)
-}
-
 // CheckRange says whether a range can be given out in blocks.
 func CheckRange(cidr netip.Prefix) error {
 	if !cidr.Addr().Is4() || cidr != cidr.Masked() || cidr.Bits() > 24 || cidr.Bits() < 8 {

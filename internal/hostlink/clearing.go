@@ -50,7 +50,7 @@ func (c *Client) describe() host.Host {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if h.State == host.Ready && (!c.clearing.told || len(c.clearing.left) > 0) {
-		h.State = host.NotReady
+		h.State, h.Reason = host.NotReady, "It stops what was started elsewhere while it was away."
 	}
 	return h
 }

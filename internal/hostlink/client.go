@@ -37,6 +37,8 @@ type ClientConfig struct {
 	Leased func(until time.Duration)
 	// Clock is this machine's that goes on while it sleeps, and that nobody sets.
 	Clock func() time.Duration
+	// Now is the clock that people set, of which the servers hear; nil: this machine's.
+	Now func() time.Time
 	// Renewal is asked now and then whether the certificate needs a successor, and gets it.
 	Renewal Renewal
 	Log     *slog.Logger
@@ -76,6 +78,9 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	term, err := cfg.Term.Load()
 	if err != nil {
 		return nil, fmt.Errorf("read the highest term: %w", err)
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
 	}
 	return &Client{cfg: cfg, term: term, servers: cfg.Servers, statuses: map[string]group.Status{}, fresh: map[string]bool{}, bell: make(chan struct{}, 1), changed: make(chan struct{}, 1)}, nil
 }
@@ -330,7 +335,7 @@ func (n *connection) beats(ctx context.Context, every time.Duration) error {
 		n.sent[seq] = n.c.cfg.Clock()
 		delete(n.sent, seq-2*Missed)
 		n.mu.Unlock()
-		if err := n.say(&up{Beat: &beat{Host: n.c.describe(), Seq: seq, Time: time.Now()}}); err != nil {
+		if err := n.say(&up{Beat: &beat{Host: n.c.describe(), Seq: seq, Time: n.c.cfg.Now()}}); err != nil {
 			return err
 		}
 		if err := n.renew(); err != nil {

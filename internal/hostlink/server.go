@@ -29,7 +29,8 @@ const Missed = 3
 // DefaultBeat is the time between two beats of a host.
 const DefaultBeat = 2 * time.Second
 
-// maxSkew is how far a host's clock may be from the server's: certificates, logs and events rest on it.
+// maxSkew is how far a host's clock may be from the server's: certificates, logs and events rest on it. Beyond it the host
+// gets no new groups. What runs goes on: it may be the server's clock that is wrong, and a jump of that shall move nobody.
 const maxSkew = 30 * time.Second
 
 // Control is the control plane as hosts see it. Methods must not block on a host.
@@ -58,7 +59,9 @@ type ServerConfig struct {
 	// Servers are the addresses of all servers, as hosts shall know them.
 	Servers func() []string
 	Every   time.Duration // between beats; 0: DefaultBeat
-	Log     *slog.Logger
+	// Now is the clock that people set; nil: this machine's. Durations are never taken from it.
+	Now func() time.Time
+	Log *slog.Logger
 }
 
 // Server accepts hosts.
@@ -75,6 +78,9 @@ type Server struct {
 func NewServer(cfg ServerConfig) *Server {
 	if cfg.Every == 0 {
 		cfg.Every = DefaultBeat
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
 	}
 	s := &Server{cfg: cfg, hosts: map[string]*remote{}, tickets: map[string]*pendingStream{}}
 	silence := time.Duration(Missed) * cfg.Every
@@ -296,11 +302,14 @@ func (r *remote) beat(b *beat, synced bool) error {
 	if err := b.Host.Check(); err != nil {
 		return err
 	}
-	if skew := time.Since(b.Time); skew.Abs() > maxSkew {
-		return fmt.Errorf("its clock is %s off; set it right (an NTP service does)", (-skew).Round(time.Second))
+	if skew := b.Time.Sub(r.server.cfg.Now().Round(0)); skew.Abs() > maxSkew {
+		b.Host.State, b.Host.Reason = host.NotReady, fmt.Sprintf("Its clock is %s off the server's. Set the wrong one right (an NTP service does).", skew.Round(time.Minute/2))
 	}
 	r.mu.Lock()
 	b.Host.Underlay = r.describe.Underlay
+	if b.Host.Reason != r.describe.Reason {
+		r.server.cfg.Log.Info("readiness of host", "host", r.id.Name, "state", string(b.Host.State), "reason", b.Host.Reason)
+	}
 	r.describe = b.Host
 	granted := synced && !r.left
 	r.heard = time.Now()

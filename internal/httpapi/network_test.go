@@ -35,7 +35,7 @@ func inSubnet(id string) map[string]any {
 func TestVirtualNetworkLife(t *testing.T) {
 	w := newWorld(t, httpapi.Rate{})
 	path := w.networkPath("one")
-	a := w.call("PUT", path, networkDate, networkBody("10.64.128.0/20", "10.64.128.0/29"))
+	a := w.call("PUT", path, networkDate, networkBody("10.0.128.0/20", "10.0.128.0/29"))
 	if a.status != 201 || at(a.body, "properties", "provisioningState") != "Succeeded" || at(a.body, "properties", "subnets", 0, "id") != path+"/subnets/web" {
 		t.Fatalf("create: %d %s", a.status, a.text)
 	}
@@ -47,8 +47,8 @@ func TestVirtualNetworkLife(t *testing.T) {
 			t.Errorf("GET of %s: %d %s", date, got.status, got.text)
 		}
 	}
-	s := w.call("PUT", path+"/subnets/data", networkDate, map[string]any{"name": "data", "properties": map[string]any{"addressPrefixes": []any{"10.64.129.0/24"}}})
-	if s.status != 201 || at(s.body, "properties", "addressPrefixes", 0) != "10.64.129.0/24" || at(s.body, "properties", "addressPrefix") != nil {
+	s := w.call("PUT", path+"/subnets/data", networkDate, map[string]any{"name": "data", "properties": map[string]any{"addressPrefixes": []any{"10.0.129.0/24"}}})
+	if s.status != 201 || at(s.body, "properties", "addressPrefixes", 0) != "10.0.129.0/24" || at(s.body, "properties", "addressPrefix") != nil {
 		t.Errorf("a subnet: %d %s", s.status, s.text)
 	}
 	if list := w.call("GET", path+"/subnets", networkDate, nil); list.status != 200 || at(list.body, "value", 1, "name") != "data" {
@@ -80,15 +80,15 @@ func TestVirtualNetworkLife(t *testing.T) {
 func TestGroupsInASubnetOverTheAPI(t *testing.T) {
 	w := newWorld(t, httpapi.Rate{})
 	path := w.networkPath("one")
-	w.call("PUT", path, networkDate, networkBody("10.64.128.0/20", "10.64.128.0/29"))
+	w.call("PUT", path, networkDate, networkBody("10.0.128.0/20", "10.0.128.0/29"))
 	g := w.call("PUT", w.groupPath("g"), "2023-05-01", inSubnet(path+"/subnets/web"))
-	if g.status != 201 || at(g.body, "properties", "ipAddress", "ip") != "10.64.128.4" || at(g.body, "properties", "subnetIds", 0, "id") != path+"/subnets/web" {
+	if g.status != 201 || at(g.body, "properties", "ipAddress", "ip") != "10.0.128.4" || at(g.body, "properties", "subnetIds", 0, "id") != path+"/subnets/web" {
 		t.Fatalf("a group in a subnet: %d %s", g.status, g.text)
 	}
 	if n := w.call("GET", path, networkDate, nil); !strings.HasPrefix(fmt.Sprint(at(n.body, "properties", "subnets", 0, "properties", "ipConfigurations", 0, "id")), w.groupPath("g")+"/") {
 		t.Errorf("the subnet's users: %s", n.text)
 	}
-	if got := w.call("GET", path+"/CheckIPAddressAvailability", networkDate+"&ipAddress=10.64.128.4", nil); at(got.body, "available") != false || at(got.body, "availableIPAddresses", 0) != "10.64.128.5" {
+	if got := w.call("GET", path+"/CheckIPAddressAvailability", networkDate+"&ipAddress=10.0.128.4", nil); at(got.body, "available") != false || at(got.body, "availableIPAddresses", 0) != "10.0.128.5" {
 		t.Errorf("an address in use: %d %s", got.status, got.text)
 	}
 	if got := w.call("GET", path+"/usages", networkDate, nil); at(got.body, "value", 0, "currentValue") != 1.0 || at(got.body, "value", 0, "limit") != 3.0 {
@@ -97,8 +97,8 @@ func TestGroupsInASubnetOverTheAPI(t *testing.T) {
 	for code, got := range map[string]answer{
 		"InUseSubnetCannotBeDeleted": w.call("DELETE", path+"/subnets/web", networkDate, nil),
 		"InvalidResourceReference":   w.call("PUT", w.groupPath("h"), "2023-05-01", inSubnet(path+"/subnets/none")),
-		"NetcfgSubnetRangesOverlap":  w.call("PUT", path+"/subnets/x", networkDate, map[string]any{"properties": map[string]any{"addressPrefix": "10.64.128.0/28"}}),
-		"AddressSpaceNotAvailable":   w.call("PUT", w.networkPath("two"), networkDate, networkBody("10.0.0.0/16", "10.0.0.0/24")),
+		"NetcfgSubnetRangesOverlap":  w.call("PUT", path+"/subnets/x", networkDate, map[string]any{"properties": map[string]any{"addressPrefix": "10.0.128.0/28"}}),
+		"AddressSpaceNotAvailable":   w.call("PUT", w.networkPath("two"), networkDate, networkBody("203.0.112.0/20", "203.0.112.0/24")),
 	} {
 		if got.status != 400 || at(got.body, "error", "code") != code {
 			t.Errorf("%d %s, want 400 and %s", got.status, got.text, code)
@@ -109,7 +109,7 @@ func TestGroupsInASubnetOverTheAPI(t *testing.T) {
 // TestJoiningNeedsARight: who may write groups in one resource group may not put them into the networks of another.
 func TestJoiningNeedsARight(t *testing.T) {
 	w := newWorld(t, httpapi.Rate{})
-	w.call("PUT", w.networkPath("one"), networkDate, networkBody("10.64.128.0/20", "10.64.128.0/29"))
+	w.call("PUT", w.networkPath("one"), networkDate, networkBody("10.0.128.0/20", "10.0.128.0/29"))
 	w.must2(w.client.PutResourceGroup(t.Context(), "apps", nil))
 	p, secret, err := w.ids.AddPrincipal(t.Context(), "apps", identity.Assignment{Role: identity.Contributor, Scope: "/subscriptions/" + w.config.SubscriptionID + "/resourceGroups/apps"})
 	w.must(err)

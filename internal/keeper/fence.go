@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"spillway.dev/spillway/internal/wholefile"
 )
 
 // A fenced container runs only while its host has a lease: until then nobody else runs it. The agent hands each lease
@@ -107,10 +109,7 @@ func (f *fence) renew(until time.Duration) error {
 	// Written first: a keeper that dies in between leaves a lease that was given, too.
 	body, err := json.Marshal(until)
 	if err == nil {
-		err = os.WriteFile(f.path+".new", body, 0o600)
-	}
-	if err == nil {
-		err = os.Rename(f.path+".new", f.path)
+		err = wholefile.Write(f.path, body)
 	}
 	if err != nil {
 		return fmt.Errorf("write the lease: %w", err)

@@ -24,8 +24,8 @@ const (
 // and the entry that lets the address send at all. IPv6 is off in there. Attaching what is attached is an error, and
 // after any error nothing of the slot is left.
 func (n *Network) Attach(ctx context.Context, s Slot) error {
-	if !n.plan.cidr.Contains(s.Addr) || s.Addr == n.plan.gateway || s.NetNS == nil {
-		return fault.New(fault.Invalid, "", "slot %d: address %s must be one of %s and the namespace open", s.Index, s.Addr, n.plan.cidr)
+	if !n.plan.place(s.Addr, s.Network) || s.NetNS == nil {
+		return fault.New(fault.Invalid, "", "slot %d: address %s must be one of %s, or of the virtual network that is given, and the namespace open", s.Index, s.Addr, n.plan.cidr)
 	}
 	inside, err := enterNetNS(s.NetNS)
 	if err != nil {
@@ -93,7 +93,11 @@ func (n *Network) attachHost(link string, s Slot) error {
 	if n.plan.ipv6 {
 		msgs = append(msgs, withoutIPv6(index)) // before it comes up: no address, no solicitations
 	}
-	return n.rt.do(append(msgs, linkUp(index), n.plan.routeTo(index, s), neighbour(index, s.Addr.AsSlice(), n.plan.mac(s.Index, true)))...)
+	if s.Network != 0 {
+		msgs = append(msgs, settleVXLAN(index)) // its source is found by its mark only, as those of a network's device
+	}
+	msgs = append(msgs, linkUp(index), neighbour(index, s.Addr.AsSlice(), n.plan.mac(s.Index, true)))
+	return n.rt.do(append(msgs, n.plan.routesTo(index, s)...)...)
 }
 
 func (n *Network) configureInside(inside *socket, s Slot) error {
@@ -195,8 +199,15 @@ func (p plan) newPair(link string, s Slot, mtu uint32) *message {
 	return m
 }
 
-func (p plan) routeTo(dev uint32, s Slot) *message {
-	return route(routeSpec{dst: s.Addr.AsSlice(), dev: dev, src: p.gateway.AsSlice(), scope: unix.RT_SCOPE_LINK})
+// routesTo lead to a slot: for all, or for its virtual network and for what the machine sends from the gateway's address.
+func (p plan) routesTo(dev uint32, s Slot) []*message {
+	to := routeSpec{dst: s.Addr.AsSlice(), dev: dev, src: p.gateway.AsSlice(), scope: unix.RT_SCOPE_LINK}
+	if s.Network == 0 {
+		return []*message{route(to)}
+	}
+	here := to
+	to.table, here.table = s.Network, p.base()
+	return []*message{route(to), route(here)}
 }
 
 // linkHead is struct ifinfomsg.
@@ -242,6 +253,7 @@ type routeSpec struct {
 	kind          uint8  // 0: unicast
 	table         uint32 // 0: main
 	flags         uint32
+	metric        uint32 // the smallest of a destination counts
 }
 
 func route(r routeSpec) *message {
@@ -270,7 +282,13 @@ func route(r routeSpec) *message {
 	if r.table != 0 {
 		m.u32(unix.RTA_TABLE, r.table)
 	}
-	return m.u32(unix.RTA_OIF, r.dev)
+	if r.metric != 0 {
+		m.u32(unix.RTA_PRIORITY, r.metric)
+	}
+	if r.dev != 0 {
+		m.u32(unix.RTA_OIF, r.dev)
+	}
+	return m
 }
 
 // neighbour tells a device the hardware address of the only other end: no question goes over the link, and none can be

@@ -104,9 +104,9 @@ func (n *Network) forgetConnections(addrs []netip.Addr) error {
 	if len(addrs) == 0 {
 		return nil
 	}
-	filter := connectionsOf{}
+	filter := connectionsOf{n.plan, map[netip.Addr]bool{}}
 	for _, a := range addrs {
-		filter[a] = true
+		filter.addrs[a] = true
 	}
 	return n.forget(filter)
 }
@@ -123,13 +123,18 @@ func (n *Network) forget(filter netlink.CustomConntrackFilter) error {
 	return nil
 }
 
-// connectionsOf matches the connections of a set of addresses.
-type connectionsOf map[netip.Addr]bool
+// connectionsOf matches the connections of a set of addresses. One outside the groups' range may be others' as well: there the
+// connection's mark says whether it is a group's.
+type connectionsOf struct {
+	plan
+	addrs map[netip.Addr]bool
+}
 
 // MatchConntrackFlow says whether any end of the connection, before or after translation, is in the set.
 func (c connectionsOf) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
 	for _, ip := range [][]byte{f.Forward.SrcIP, f.Forward.DstIP, f.Reverse.SrcIP, f.Reverse.DstIP} {
-		if a, ok := netip.AddrFromSlice(ip); ok && c[a.Unmap()] {
+		a, _ := netip.AddrFromSlice(ip)
+		if a = a.Unmap(); c.addrs[a] && (c.cidr.Contains(a) || c.virtual(f.Mark)) {
 			return true
 		}
 	}

@@ -38,8 +38,11 @@ type Config struct {
 // Slot is a ready-made sandbox network: a veth pair and an address, in a network namespace that nothing else uses.
 type Slot struct {
 	Index uint32     // unique in the instance: names the link
-	Addr  netip.Addr // inside Config.CIDR
+	Addr  netip.Addr // inside Config.CIDR; outside with Network
 	NetNS *os.File   // needed by Attach only
+	// Network is the virtual network that the address is of, as Virtual numbers it; 0: the address is inside Config.CIDR.
+	// Needed by Attach only.
+	Network uint32
 }
 
 // Membership connects an address with a network. Addresses without one reach nothing and are reached by the host only.
@@ -73,6 +76,9 @@ type Network struct {
 
 	fast fast
 
+	spaceMu sync.Mutex // guards what follows
+	spaces  map[uint32][]netip.Prefix
+
 	linkMTU atomic.Uint32 // of new groups' links
 
 	overlayMu sync.Mutex // guards what follows; taken before mu
@@ -102,7 +108,7 @@ func connect(cfg Config) (*Network, error) {
 	}
 	_, err = os.Stat("/proc/sys/net/ipv6/conf")
 	p.ipv6 = err == nil
-	n := &Network{cfg: cfg, plan: p, log: cfg.Log}
+	n := &Network{cfg: cfg, plan: p, log: cfg.Log, spaces: map[uint32][]netip.Prefix{}}
 	n.linkMTU.Store(mostMTU)
 	if n.log == nil {
 		n.log = slog.New(slog.DiscardHandler)

@@ -205,12 +205,13 @@ func (n *Network) carry(p *overlay.Plan) error {
 		return err
 	}
 	for _, name := range slices.Sorted(maps.Keys(index)) {
-		have, err := n.way.readEntries(index[name])
+		at := place{index[name], p.Numbers[name]}
+		have, err := n.way.readEntries(at)
 		if err != nil {
 			return fmt.Errorf("device %s: %w", name, err)
 		}
 		gone, come := p.Compare(name, have)
-		if err := n.way.doMany(entryMessages(index[name], gone, come)); err != nil {
+		if err := n.way.doMany(entryMessages(at, gone, come)); err != nil {
 			return fmt.Errorf("device %s: %w", name, err)
 		}
 		// gofail: var overlayRouted struct{}
@@ -267,10 +268,11 @@ func (n *Network) changeDevices(p *overlay.Plan, c overlay.DeviceChanges, index 
 
 // entryMessages lead from one state of a device's entries to another: whom a route leads to is known before the route, and
 // longer than it.
-func entryMessages(dev uint32, gone, come overlay.Entries) []*message {
+func entryMessages(at place, gone, come overlay.Entries) []*message {
+	dev := at.device
 	var out []*message
 	for block, peer := range gone.Routes {
-		out = append(out, blockRoute(dev, block, peer).removal(unix.RTM_DELROUTE))
+		out = append(out, blockRoute(at, block, peer).removal(unix.RTM_DELROUTE))
 	}
 	for peer, mac := range gone.Neighbours {
 		out = append(out, neighbour(dev, peer.AsSlice(), mac).removal(unix.RTM_DELNEIGH))
@@ -285,7 +287,7 @@ func entryMessages(dev uint32, gone, come overlay.Entries) []*message {
 		out = append(out, neighbour(dev, peer.AsSlice(), mac))
 	}
 	for block, peer := range come.Routes {
-		out = append(out, blockRoute(dev, block, peer))
+		out = append(out, blockRoute(at, block, peer))
 	}
 	return out
 }
@@ -327,6 +329,9 @@ func (n *Network) adoptOverlay() (t tunnel, had bool, err error) {
 	}
 	return t, true, err
 }
+
+// place is where a network's ways to other hosts are: its device, and by its number its table.
+type place struct{ device, network uint32 }
 
 // removeOverlay takes away an instance's devices and rules about routes.
 func (n *Network) removeOverlay() error {

@@ -97,13 +97,14 @@ func (h *hostWorld) meddle(peer *hostWorld) {
 		h.t.Fatalf("devices = %v, %v", index, err)
 	}
 	dev := index["sw00aav7"]
-	have, err := h.net.way.readEntries(dev)
+	at := place{dev, 7}
+	have, err := h.net.way.readEntries(at)
 	if err != nil {
 		h.t.Fatal(err)
 	}
 	gone, _ := (&overlay.Plan{}).Compare("", have)
-	msgs := append(entryMessages(dev, gone, overlay.Entries{}), forward(dev, overlay.MAC{2, 3}, peer.underlay()),
-		blockRoute(dev, netip.MustParsePrefix("10.99.77.0/24"), peer.underlay()), neighbour(dev, []byte{192, 0, 2, 77}, [6]byte{2, 4}),
+	msgs := append(entryMessages(at, gone, overlay.Entries{}), forward(dev, overlay.MAC{2, 3}, peer.underlay()),
+		blockRoute(at, netip.MustParsePrefix("10.99.77.0/24"), peer.underlay()), neighbour(dev, []byte{192, 0, 2, 77}, [6]byte{2, 4}),
 		routeRule(testCIDR, overlay.Rule{Priority: overlay.PriorityNetwork, Network: 7, Table: overlay.Table(dev)}).removal(unix.RTM_DELRULE),
 		routeRule(testCIDR, overlay.Rule{Priority: overlay.PriorityNetwork, Network: 9, Table: overlay.Table(77777)}),
 		newMessage(unix.RTM_NEWLINK, unix.NLM_F_ACK, linkHead(index["sw00aav8"], 0)).u32(unix.IFLA_MTU, 1000))
@@ -130,11 +131,12 @@ func (h *hostWorld) state() (string, error) {
 		return "", fmt.Errorf("devices differ: %+v", c)
 	}
 	for name, i := range index {
-		have, err := h.net.way.readEntries(i)
+		at := place{i, p.Numbers[name]}
+		have, err := h.net.way.readEntries(at)
 		if err != nil {
 			return "", err
 		}
-		if gone, come := p.Compare("", have); len(entryMessages(i, gone, come)) > 0 {
+		if gone, come := p.Compare(name, have); len(entryMessages(at, gone, come)) > 0 {
 			return "", fmt.Errorf("entries of %s differ: %v too many, %v missing", name, gone, come)
 		}
 	}

@@ -68,11 +68,15 @@ func deviceWithoutIPv6(index uint32) *message {
 	return m
 }
 
-// blockRoute leads a block to a peer, in the table of a device. The peer is reached through the device although no
-// address of it says so.
-func blockRoute(dev uint32, block netip.Prefix, peer netip.Addr) *message {
-	return route(routeSpec{dst: block.Addr().AsSlice(), bits: uint8(block.Bits()), via: peer.AsSlice(), dev: dev,
-		table: overlay.Table(dev), flags: unix.RTNH_F_ONLINK})
+// blockRoute leads a block to a peer, in the table of a network. The peer is reached through the device although no
+// address of it says so. What is on this host comes first.
+func blockRoute(at place, block netip.Prefix, peer netip.Addr) *message {
+	r := routeSpec{dst: block.Addr().AsSlice(), bits: uint8(block.Bits()), via: peer.AsSlice(), dev: at.device,
+		table: overlay.TableOf(at.network, at.device), flags: unix.RTNH_F_ONLINK}
+	if overlay.Virtual(at.network) {
+		r.metric = metricElsewhere
+	}
+	return route(r)
 }
 
 // forward tells a device to which peer packets for a hardware address go.
@@ -176,14 +180,15 @@ func number32(v []byte) uint32 {
 }
 
 // readEntries is what a device and its table hold.
-func (s *socket) readEntries(dev uint32) (overlay.Entries, error) {
+func (s *socket) readEntries(at place) (overlay.Entries, error) {
+	dev, table := at.device, overlay.TableOf(at.network, at.device)
 	e := overlay.Entries{Routes: map[netip.Prefix]netip.Addr{}, Neighbours: map[netip.Addr]overlay.MAC{}, Forwards: map[overlay.MAC]netip.Addr{}}
 	head := make([]byte, unix.SizeofRtMsg)
 	head[0] = unix.AF_INET
 	err := s.dumpWhole(func() *message {
-		return newMessage(unix.RTM_GETROUTE, unix.NLM_F_DUMP, head).u32(unix.RTA_TABLE, overlay.Table(dev))
+		return newMessage(unix.RTM_GETROUTE, unix.NLM_F_DUMP, head).u32(unix.RTA_TABLE, table)
 	}, func(body []byte) {
-		if dst, via, ok := decodeRoute(body); ok {
+		if dst, via, ok := decodeRoute(body, dev); ok {
 			e.Routes[dst] = via
 		}
 	})
@@ -226,21 +231,23 @@ func neighbourHead(family byte, dev uint32) []byte {
 	return head
 }
 
-// decodeRoute reads a route by way of another address.
-func decodeRoute(body []byte) (dst netip.Prefix, via netip.Addr, ok bool) {
+// decodeRoute reads a route over a device by way of another address.
+func decodeRoute(body []byte, dev uint32) (dst netip.Prefix, via netip.Addr, ok bool) {
 	if len(body) < unix.SizeofRtMsg {
 		return dst, via, false
 	}
-	to := netip.IPv4Unspecified()
+	to, over := netip.IPv4Unspecified(), uint32(0)
 	attributes(body[unix.SizeofRtMsg:], func(k uint16, v []byte) {
 		switch k {
+		case unix.RTA_OIF:
+			over = number32(v)
 		case unix.RTA_DST:
 			to, _ = netip.AddrFromSlice(v)
 		case unix.RTA_GATEWAY:
 			via, _ = netip.AddrFromSlice(v)
 		}
 	})
-	return netip.PrefixFrom(to, int(body[1])), via, to.IsValid()
+	return netip.PrefixFrom(to, int(body[1])), via, to.IsValid() && over == dev
 }
 
 // decodeNeighbour reads a neighbour, or where a device forwards to. Those that are not for good are left out: a zero address.

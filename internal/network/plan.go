@@ -77,8 +77,8 @@ func (p plan) mac(index uint32, inside bool) [6]byte {
 }
 
 func (p plan) check(m Membership) error {
-	if !p.cidr.Contains(m.Addr) || m.Addr == p.gateway || m.Addr == p.cidr.Addr() {
-		return fault.New(fault.Invalid, "", "address %s is not one of the groups' range %s", m.Addr, p.cidr)
+	if of := m.Network; !p.place(m.Addr, of) && !p.place(m.Addr, 0) || m.Addr == p.cidr.Addr() {
+		return fault.New(fault.Invalid, "", "address %s is not one of the groups' range %s, and of no virtual network", m.Addr, p.cidr)
 	}
 	if m.Network == 0 {
 		return fault.New(fault.Invalid, "", "address %s: network 0 means none and cannot be joined", m.Addr)

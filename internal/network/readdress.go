@@ -88,9 +88,12 @@ func (n *Network) moveRoute(from, to Slot) error {
 		return err
 	}
 	mac := n.plan.mac(from.Index, true)
-	msgs := []*message{n.plan.routeTo(index, to), neighbour(index, to.Addr.AsSlice(), mac)}
+	msgs := append(n.plan.routesTo(index, to), neighbour(index, to.Addr.AsSlice(), mac))
 	if from.Addr != to.Addr {
-		msgs = append(msgs, n.plan.routeTo(index, from).removal(unix.RTM_DELROUTE), neighbour(index, from.Addr.AsSlice(), mac).removal(unix.RTM_DELNEIGH))
+		for _, r := range n.plan.routesTo(index, from) {
+			msgs = append(msgs, r.removal(unix.RTM_DELROUTE))
+		}
+		msgs = append(msgs, neighbour(index, from.Addr.AsSlice(), mac).removal(unix.RTM_DELNEIGH))
 	}
 	return n.rt.do(msgs...)
 }

@@ -30,10 +30,10 @@ import (
 //	    to a public address (not translated: undeclared port)     drop
 //	    from a group: established, DNS and echo to the gateway, by a service address that may lead here  accept, else drop
 //	chain snat    { postrouting }
-//	    leaving the range: masquerade; group to a public address, or to itself by a service address: from the gateway,
+//	    leaving the range or a virtual network: masquerade; group to a public address, or to itself by a service address: from the gateway,
 //	    so that answers come back this way
 //
-// An overlay adds to it: overlayrules.go.
+// An overlay adds to it: overlayrules.go. What is about virtual networks outside the range is in spacerules.go.
 //
 // Where a packet comes from is asked once for each hook: what concerns groups is in a chain of its own, with the hook's name
 // and _from or _to. Every packet of every group passes here, and comparing names is what costs.
@@ -93,9 +93,10 @@ func (p plan) chains() []chain {
 		lookupMap(setPublic, reg0, reg0), nat(expr.NATTypeDestNAT, reg0))
 	chains := []chain{
 		{"guard", nftables.ChainHookPrerouting, nftables.ChainTypeFilter, nftables.ChainPriorityRaw, p.guard()},
-		{"dnat", nftables.ChainHookPrerouting, nftables.ChainTypeNAT, nftables.ChainPriorityNATDest, [][]expr.Any{p.toSpread(), translate}},
-		{"refuse", nftables.ChainHookPrerouting, nftables.ChainTypeFilter, nftables.ChainPriorityFilter, [][]expr.Any{rule(p.from(), leadTo("refuse_from"))}},
-		{"dnat_local", nftables.ChainHookOutput, nftables.ChainTypeNAT, nftables.ChainPriorityNATDest, [][]expr.Any{p.toSpreadHere(), translate}},
+		{"dnat", nftables.ChainHookPrerouting, nftables.ChainTypeNAT, nftables.ChainPriorityNATDest, [][]expr.Any{p.toSpread(), p.publish(), translate}},
+		{"refuse", nftables.ChainHookPrerouting, nftables.ChainTypeFilter, nftables.ChainPriorityFilter, [][]expr.Any{p.recall(), rule(p.from(), leadTo("refuse_from"))}},
+		{"dnat_local", nftables.ChainHookOutput, nftables.ChainTypeNAT, nftables.ChainPriorityNATDest, [][]expr.Any{p.toSpreadHere(), p.publish(), translate}},
+		{"recall_here", nftables.ChainHookOutput, nftables.ChainTypeRoute, nftables.ChainPriorityMangle, [][]expr.Any{p.recall()}},
 		{"refuse_here", nftables.ChainHookOutput, nftables.ChainTypeFilter, nftables.ChainPriorityFilter, p.refuseHere()},
 		{"forward", nftables.ChainHookForward, nftables.ChainTypeFilter, nftables.ChainPriorityFilter, p.forward()},
 		{"input", nftables.ChainHookInput, nftables.ChainTypeFilter, nftables.ChainPriorityFilter, p.input()},
@@ -134,8 +135,9 @@ func (p plan) snat() [][]expr.Any {
 	for _, r := range p.public {
 		out = append(out, rule(l3(unix.NFPROTO_IPV4), source(reg0), within(reg0, p.cidr), destination(reg0), within(reg0, p.cidr),
 			translated(), called(reg1), within(reg1, r), fromGateway))
+		out = append(out, rule(p.from(), p.to(), l3(unix.NFPROTO_IPV4), translated(), called(reg1), within(reg1, r), fromGateway))
 	}
-	return out
+	return append(out, p.leaveVirtual())
 }
 
 func (p plan) forward() [][]expr.Any {

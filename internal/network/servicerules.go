@@ -63,7 +63,7 @@ func (p plan) toSpread() []expr.Any {
 // that as a translation. What goes to a group needs no such look: service addresses are outside the groups' range.
 func (p plan) refuse() [][]expr.Any {
 	toGroups := rule(l3(unix.NFPROTO_IPV4), destination(reg0), within(reg0, p.cidr))
-	var out [][]expr.Any
+	out := append([][]expr.Any{p.fromVirtual()}, p.throughPublic()...)
 	if p.tunnel.enabled() {
 		out = append(out, rule(toGroups, source(reg0), lookupMap(setNetOf, reg0, reg0), setMark(reg0)))
 	}

@@ -203,7 +203,7 @@ func (n *Network) Slots() ([]uint32, error) {
 
 // Purge removes everything of an instance: links, overlay, table, gateway address and public routes. Only the machine-wide
 // forwarding switch stays as it is, because others may rely on it.
-func Purge(_ context.Context, cfg Config) error {
+func Purge(ctx context.Context, cfg Config) error {
 	n, err := connect(cfg)
 	if err != nil {
 		return err
@@ -217,7 +217,7 @@ func Purge(_ context.Context, cfg Config) error {
 	for name := range present {
 		names = append(names, name)
 	}
-	errs := []error{n.deleteLinks(names...), n.removeOverlay(), n.removeTable(), n.removeGateway()}
+	errs := []error{n.deleteLinks(names...), n.removeOverlay(), n.SyncSpaces(ctx, nil), n.removeTable(), n.removeGateway()}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("purge network of instance %s: %w", n.plan.instance, err)
 	}
@@ -276,7 +276,7 @@ func HostPrefixes() ([]netip.Prefix, error) {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
 	for _, r := range routes {
-		if r.Dst == nil {
+		if r.Dst == nil || r.Table >= ownTables {
 			continue
 		}
 		if ip, ok := netip.AddrFromSlice(r.Dst.IP.To4()); ok {

@@ -228,9 +228,10 @@ func (q *Queue) Look(n int) (uids []string) {
 }
 
 // Retry tries waiting groups that what has happened could help, oldest first, and gives room to those that fit, at most
-// limit of them tried. It is to be called again while more is true, and after each change of the view. A round goes
-// through all that wait, over as many calls as it takes, before it begins again with the oldest: nobody is left out.
-func (q *Queue) Retry(limit int) (placed []Placed, more bool) {
+// limit of them tried, and to at most urgent of the urgent ones: further ones are tried in the next round. It is to be
+// called again while more is true, and after each change of the view. A round goes through all that wait, over as many
+// calls as it takes, before it begins again with the oldest: nobody is left out.
+func (q *Queue) Retry(limit, urgent int) (placed []Placed, more bool) {
 	if q.next == 0 && !q.begin() {
 		return nil, false
 	}
@@ -240,12 +241,19 @@ func (q *Queue) Retry(limit int) (placed []Placed, more bool) {
 		if w == nil || w.paused || !q.helped(w) {
 			continue
 		}
+		if w.urgent && urgent <= 0 {
+			q.try(w)
+			continue
+		}
 		limit--
 		w.changes = q.v.changes
 		q.tried(w)
 		if m := q.v.findFor(w.class, w.group, w.number, false); m != nobody {
 			d := q.v.give(w.class, w.group, m)
 			placed = append(placed, Placed{w.group, d.Host})
+			if w.urgent {
+				urgent--
+			}
 			q.leave(w)
 			continue
 		}

@@ -21,7 +21,7 @@ func named(uid string, g *group.Group) *group.Group {
 func retry(q *Queue) (uids []string) {
 	for more := true; more; {
 		var placed []Placed
-		placed, more = q.Retry(8)
+		placed, more = q.Retry(8, 8)
 		for _, p := range placed {
 			uids = append(uids, p.Group.UID)
 		}
@@ -182,7 +182,7 @@ func TestQueueIsFair(t *testing.T) {
 			"": func(t *rapid.T) {
 				for more := true; more; {
 					var placed []Placed
-					placed, more = q.Retry(rapid.IntRange(1, 4).Draw(t, "limit"))
+					placed, more = q.Retry(rapid.IntRange(1, 4).Draw(t, "limit"), rapid.IntRange(1, 4).Draw(t, "urgent"))
 					for _, p := range placed {
 						if waiting[p.Group.UID] == nil || !o.feasible(p.Group, o.hosts[p.Host]) {
 							t.Fatalf("%s was placed on %s, which does not take it", p.Group.UID, p.Host)
@@ -206,4 +206,25 @@ func TestQueueIsFair(t *testing.T) {
 			},
 		})
 	})
+}
+
+// TestQueueBoundsUrgentGroups: no more urgent groups get room in a call than may, and the others are not kept waiting by them.
+func TestQueueBoundsUrgentGroups(t *testing.T) {
+	v := NewView(Policies{})
+	q := NewQueue(v)
+	for i := range 5 {
+		q.Wait(named(fmt.Sprint("urgent", i), wanted(100, gb/4)), true)
+	}
+	q.Wait(named("other", wanted(100, gb/4)), false)
+	v.SetHost(plainHost("h0", nil))
+	for i, want := range []string{"[urgent0 urgent1 other]", "[urgent2 urgent3]", "[urgent4]"} {
+		placed, more := q.Retry(8, 2)
+		var got []string
+		for _, p := range placed {
+			got = append(got, p.Group.UID)
+		}
+		if fmt.Sprint(got) != want || more != (i < 2) {
+			t.Errorf("call %d placed %v and says %t, want %s", i, got, more, want)
+		}
+	}
 }

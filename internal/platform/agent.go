@@ -26,6 +26,7 @@ import (
 	"spillway.dev/spillway/internal/identity"
 	"spillway.dev/spillway/internal/keeper"
 	"spillway.dev/spillway/internal/network"
+	"spillway.dev/spillway/internal/wholefile"
 )
 
 // Joining is what `spillway agent` needs when its machine is not of a fleet yet, and what the machine says of itself.
@@ -125,7 +126,7 @@ func (s *site) runHost(ctx context.Context, m *member, j *Joining) error {
 	defer h.close()
 	h.agent.Introduce(j.Pool, j.Zone, j.FaultDomain, j.Labels)
 	c, err := hostlink.NewClient(hostlink.ClientConfig{Local: h.agent, Servers: m.Servers, Learn: m.learn, TLS: m.tls(), Term: m, Renewal: m,
-		Leased: h.agent.Leased, Clock: keeper.Boottime, Log: s.Log})
+		Leased: h.agent.Leased, Clock: keeper.Boottime, Now: s.wallClock(), Log: s.Log})
 	if err != nil {
 		return err
 	}
@@ -224,7 +225,7 @@ func (m *member) join(ctx context.Context, j *Joining) error {
 		name string
 		body []byte
 	}{{pairFile, append([]byte(answer.Certificate), key...)}, {identity.CAFile, []byte(answer.Authority)}, {hostFile, state}} {
-		if err := writeSynced(filepath.Join(m.dir, f.name), f.body); err != nil {
+		if err := wholefile.WriteSynced(filepath.Join(m.dir, f.name), f.body); err != nil {
 			return err
 		}
 	}
@@ -261,7 +262,7 @@ func (m *member) change(edit func(*membership)) error {
 	edit(&next)
 	body, err := json.Marshal(next)
 	if err == nil {
-		err = writeSynced(filepath.Join(m.dir, hostFile), body)
+		err = wholefile.WriteSynced(filepath.Join(m.dir, hostFile), body)
 	}
 	if err == nil {
 		m.membership = next
@@ -306,7 +307,7 @@ func (m *member) Take(certPEM []byte) error {
 	if err != nil {
 		return fmt.Errorf("the server's answer: %w", err)
 	}
-	if err := writeSynced(filepath.Join(m.dir, pairFile), append(slices.Clone(certPEM), key...)); err != nil {
+	if err := wholefile.WriteSynced(filepath.Join(m.dir, pairFile), append(slices.Clone(certPEM), key...)); err != nil {
 		return err
 	}
 	m.cert = &pair

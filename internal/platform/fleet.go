@@ -38,6 +38,7 @@ type fleet struct {
 	leader func() string
 	// servers are where all servers listen for hosts.
 	servers func() []string
+	now     func() time.Time // the clock that people set
 	log     *slog.Logger
 	link    *hostlink.Server
 }
@@ -46,7 +47,7 @@ var _ hostlink.Control = (*fleet)(nil)
 
 // open makes the server that hosts connect to.
 func (f *fleet) open() {
-	f.link = hostlink.NewServer(hostlink.ServerConfig{Control: f, TLS: f.authority.HostTLS(), Log: f.log, Every: f.beat, Servers: f.servers,
+	f.link = hostlink.NewServer(hostlink.ServerConfig{Control: f, TLS: f.authority.HostTLS(), Log: f.log, Every: f.beat, Now: f.now, Servers: f.servers,
 		Leads: func() (int64, string, bool) {
 			if l := f.lead(); l != nil {
 				return l.term, "", true

@@ -18,6 +18,7 @@ import (
 
 	"spillway.dev/spillway/internal/fault"
 	"spillway.dev/spillway/internal/network"
+	"spillway.dev/spillway/internal/wholefile"
 )
 
 // instance is what tells this platform from others on the same machine. It is chosen once per data directory.
@@ -73,7 +74,7 @@ func (i *instance) claim(ctx context.Context, cfg *Config) error {
 	if err != nil {
 		return err
 	}
-	if err := writeSynced(instancePath(cfg.DataDir), body); err != nil {
+	if err := wholefile.WriteSynced(instancePath(cfg.DataDir), body); err != nil {
 		return err
 	}
 	if err := network.Claim(ctx, network.Config{Instance: i.ID, CIDR: i.CIDR}); err != nil {
@@ -108,19 +109,6 @@ func chooseInstance(cidr netip.Prefix) (*instance, error) {
 		chosen, err := network.ChooseCIDR(id, used)
 		return &instance{id, chosen}, err
 	}
-}
-
-// writeSynced writes a file that must be there whole or not at all after a crash.
-func writeSynced(path string, body []byte) error {
-	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(body)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(path+".new", path)
 }
 
 // enter makes the data directory, and this process the only one that uses it.

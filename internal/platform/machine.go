@@ -72,7 +72,7 @@ func openHost(ctx context.Context, site *site, report func(group.Status)) (_ *ma
 	h.agent, err = agent.Open(ctx, agent.Config{Name: site.name(), DataDir: cfg.DataDir, RunDir: inst.runDir(), Instance: inst.ID, Version: cfg.Version,
 		Runtime: site.runtimePath, GVisor: FindGVisor(cfg.DataDir), PoolSize: cfg.Pool, Leased: site.leased, Location: cfg.Location, Images: h.images, Network: h.network,
 		Public: public, Volumes: volume.New(volume.Config{Shares: cfg.Shares, Allow: site.allow, Log: cfg.Log}), Allow: site.allow, Names: table, Report: report,
-		Blocks: site.fleet, Held: held, Changed: site.changed, Underlay: site.underlay, Log: cfg.Log, Getenv: cfg.Getenv})
+		Blocks: site.fleet, Held: held, Apart: site.apart, Changed: site.changed, Underlay: site.underlay, Log: cfg.Log, Getenv: cfg.Getenv})
 	if err != nil {
 		return nil, fmt.Errorf("open agent: %w", err)
 	}

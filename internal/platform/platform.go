@@ -188,7 +188,8 @@ type site struct {
 	underlay netip.Addr // where others reach it, when it is a server too
 	changed  func()     // what the host says of itself is news
 	// hold gives the host's address blocks as the platform knows them, from those of the addresses that are in use here.
-	hold func(context.Context, []netip.Addr) ([]netip.Prefix, error)
+	hold  func(context.Context, []netip.Addr) ([]netip.Prefix, error)
+	apart []netip.Prefix // of the groups' range: what virtual networks of an earlier version have
 }
 
 // run builds everything, in order, and closes it in reverse.
@@ -233,7 +234,7 @@ func (s *site) run(ctx context.Context) error {
 	if err := ensureDefaults(ctx, ctrl, ids, cfg.Location); err != nil {
 		return err
 	}
-	if s.fleet {
+	if s.apart = ctrl.Apart(); s.fleet {
 		s.joinOwn(ctrl)
 	}
 	h, err := openHost(loops, s, ctrl.From(s.name()))
@@ -254,7 +255,7 @@ func (s *site) run(ctx context.Context) error {
 		}
 		// One server: it leads, and its terms are counted by its starts.
 		lead := &leadership{term: time.Now().Unix(), ctrl: ctrl, holds: func() bool { return true }, ctx: loops}
-		f := &fleet{authority: authority, beat: cfg.Beat, lead: func() *leadership { return lead }, log: cfg.Log,
+		f := &fleet{authority: authority, beat: cfg.Beat, now: cfg.wallClock(), lead: func() *leadership { return lead }, log: cfg.Log,
 			servers: func() []string { return []string{endpointHost(hosts.Addr().String())} }}
 		f.open()
 		api.Fleet = f.api(s.instance.CIDR.String())

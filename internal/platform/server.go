@@ -148,7 +148,7 @@ func (r *replica) run(ctx context.Context, kept Store) error {
 	if err := r.listen(ctx); err != nil {
 		return err
 	}
-	r.fleet = fleet{authority: r.authority, beat: r.Beat, log: r.Log, lead: r.leadership, leader: func() string {
+	r.fleet = fleet{authority: r.authority, beat: r.Beat, now: r.wallClock(), log: r.Log, lead: r.leadership, leader: func() string {
 		place, _ := r.leader(loops)
 		return place.Hosts
 	}, servers: func() []string { return r.servers(loops) }}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"strconv"
 	"strings"
 
@@ -19,7 +20,8 @@ import (
 
 // Target is the container that is asked.
 type Target struct {
-	IP string // of the group
+	IP   string     // of the group
+	From netip.Addr // of this machine, from which it is asked; invalid: any
 	// Exec runs a command in the container and gives its exit code and the first part of its output.
 	Exec func(ctx context.Context, command []string) (int, string, error)
 }
@@ -31,15 +33,15 @@ const maxOutput = 1024
 func Check(ctx context.Context, h group.Handler, t Target) error {
 	switch {
 	case h.HTTP != nil:
-		return checkHTTP(ctx, h.HTTP, t.IP)
+		return checkHTTP(ctx, h.HTTP, t)
 	case h.TCP != nil:
-		c, err := (&net.Dialer{}).DialContext(ctx, "tcp", address(t.IP, h.TCP.Port))
+		c, err := t.dialer().DialContext(ctx, "tcp", address(t.IP, h.TCP.Port))
 		if err != nil {
 			return err
 		}
 		return c.Close()
 	case h.GRPC != nil:
-		return checkGRPC(ctx, h.GRPC, t.IP)
+		return checkGRPC(ctx, h.GRPC, t)
 	case len(h.Exec) > 0:
 		code, output, err := t.Exec(ctx, h.Exec)
 		if err != nil {
@@ -52,12 +54,21 @@ func Check(ctx context.Context, h group.Handler, t Target) error {
 	return nil
 }
 
+func (t Target) dialer() *net.Dialer {
+	d := &net.Dialer{}
+	if t.From.IsValid() {
+		d.LocalAddr = &net.TCPAddr{IP: t.From.AsSlice()}
+	}
+	return d
+}
+
 func address(ip string, port int) string { return net.JoinHostPort(ip, strconv.Itoa(port)) }
 
 // client speaks to containers: no proxy, no reuse, no redirects, any certificate (the kubelet's rules).
-func client() *http.Client {
+func (t Target) client() *http.Client {
 	return &http.Client{
 		Transport: &http.Transport{
+			DialContext:            t.dialer().DialContext,
 			TLSClientConfig:        &tls.Config{InsecureSkipVerify: true}, // a probe asks whether it answers, not who it is
 			DisableKeepAlives:      true,
 			MaxResponseHeaderBytes: 64 << 10,
@@ -66,13 +77,13 @@ func client() *http.Client {
 	}
 }
 
-func checkHTTP(ctx context.Context, h *group.HTTPGet, ip string) error {
+func checkHTTP(ctx context.Context, h *group.HTTPGet, t Target) error {
 	scheme := "http"
 	if h.HTTPS {
 		scheme = "https"
 	}
 	path := "/" + strings.TrimPrefix(h.Path, "/")
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+address(ip, h.Port)+path, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+address(t.IP, h.Port)+path, nil)
 	if err != nil {
 		return err
 	}
@@ -87,7 +98,7 @@ func checkHTTP(ctx context.Context, h *group.HTTPGet, ip string) error {
 	if h.Host != "" {
 		req.Host = h.Host
 	}
-	resp, err := client().Do(req)
+	resp, err := t.client().Do(req)
 	if err != nil {
 		return err
 	}
@@ -99,8 +110,9 @@ func checkHTTP(ctx context.Context, h *group.HTTPGet, ip string) error {
 	return nil
 }
 
-func checkGRPC(ctx context.Context, h *group.GRPCCheck, ip string) error {
-	conn, err := grpc.NewClient("passthrough:///"+address(ip, h.Port), grpc.WithTransportCredentials(insecure.NewCredentials()),
+func checkGRPC(ctx context.Context, h *group.GRPCCheck, t Target) error {
+	conn, err := grpc.NewClient("passthrough:///"+address(t.IP, h.Port), grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, to string) (net.Conn, error) { return t.dialer().DialContext(ctx, "tcp", to) }),
 		grpc.WithUserAgent("spillway-probe"), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxOutput)))
 	if err != nil {
 		return err

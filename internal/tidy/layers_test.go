@@ -16,7 +16,7 @@ var layers = []struct {
 	{"vocabulary", []string{"fault", "group", "host", "service", "store", "vnet"}},
 	{"pure", []string{"arm", "converge", "network/overlay", "place", "seccomp", "stream"}},
 	{"adapter", []string{"cgroup", "client", "dns", "hostlink", "identity", "image", "keeper", "network", "network/fastpath", "port", "probe", "runtime", "sandbox",
-		"store/embedded", "store/etcd", "store/mem", "store/sealed", "volume"}},
+		"store/embedded", "store/etcd", "store/mem", "store/sealed", "volume", "wholefile"}},
 	{"service", []string{"agent", "controller", "httpapi", "nodeless", "sim", "virtualnode"}},
 	{"command", []string{"bench", "cli", "doctor", "platform", "podbench", "sim/fleet", "tidy"}},
 }
@@ -28,6 +28,7 @@ var sideways = map[string]string{
 	"service -> group":            "a service address leads to groups, and is named as they are",
 	"vnet -> group":               "subnets are what groups have addresses of, and virtual networks are named as they are",
 	"dns -> port":                 "it listens, and may be started again the moment it was killed",
+	"keeper -> wholefile":         "the end of a lease must be in its file whole",
 	"keeper -> sandbox":           "the keeper starts the sandbox's init and hands it its specification",
 	"network -> network/fastpath": "links have programs, which stand apart from how they get there",
 	"runtime -> cgroup":           "a runtime is put together of cgroups, keeper and sandbox",

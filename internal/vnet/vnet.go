@@ -118,6 +118,48 @@ func Overlapping(list []netip.Prefix) (a, b int, found bool) {
 	return 0, 0, false
 }
 
+// private are the ranges that address spaces are in: those of RFC 1918, and that of RFC 6598.
+var private = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("172.16.0.0/12"), netip.MustParsePrefix("192.168.0.0/16"), netip.MustParsePrefix("100.64.0.0/10")}
+
+// Private says whether a range is one that address spaces can be of.
+func Private(p netip.Prefix) bool {
+	for _, r := range private {
+		if Inside(p, r) {
+			return true
+		}
+	}
+	return false
+}
+
+// FreeSpace finds a private range of so many bits that overlaps none of those that are used.
+func FreeSpace(bits int, used []netip.Prefix) (netip.Prefix, bool) {
+	for _, r := range private {
+		if p, ok := Free(r, bits, used); ok {
+			return p, true
+		}
+	}
+	return netip.Prefix{}, false
+}
+
+// Without is a range less others, as parts of it that are as large as they can be, in order.
+func Without(p netip.Prefix, others []netip.Prefix) []netip.Prefix {
+	p = p.Masked()
+	inside := false
+	for _, o := range others {
+		if Inside(p, o) {
+			return nil
+		}
+		inside = inside || o.Overlaps(p)
+	}
+	if !inside {
+		return []netip.Prefix{p}
+	}
+	var upper [4]byte
+	binary.BigEndian.PutUint32(upper[:], number(p.Addr())|1<<(31-p.Bits()))
+	lower := netip.PrefixFrom(p.Addr(), p.Bits()+1)
+	return append(Without(lower, others), Without(netip.PrefixFrom(netip.AddrFrom4(upper), p.Bits()+1), others)...)
+}
+
 // Free finds the first part of a range, of so many bits, that overlaps none of those that are used.
 func Free(within netip.Prefix, bits int, used []netip.Prefix) (netip.Prefix, bool) {
 	if bits < within.Bits() || bits > 32 {

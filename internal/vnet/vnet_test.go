@@ -1,6 +1,7 @@
 package vnet
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
 )
@@ -87,5 +88,38 @@ func TestWithin(t *testing.T) {
 	}
 	if n.Subnet("wEB") == nil || n.Subnet("we") != nil {
 		t.Error("subnets are found by their names in any case, and by nothing else")
+	}
+}
+
+// TestWithout: what is left of a range has nothing of the others, and together with them is all of it.
+func TestWithout(t *testing.T) {
+	p := netip.MustParsePrefix
+	for _, x := range []struct {
+		of     string
+		others []netip.Prefix
+		want   string
+	}{
+		{"10.64.0.0/16", nil, "[10.64.0.0/16]"},
+		{"10.64.0.0/16", []netip.Prefix{p("10.64.128.0/17")}, "[10.64.0.0/17]"},
+		{"10.64.0.0/16", []netip.Prefix{p("10.64.128.0/18"), p("10.0.0.0/16")}, "[10.64.0.0/17 10.64.192.0/18]"},
+		{"10.64.0.0/29", []netip.Prefix{p("10.64.0.3/32")}, "[10.64.0.0/31 10.64.0.2/32 10.64.0.4/30]"},
+		{"10.64.0.0/16", []netip.Prefix{p("10.0.0.0/8")}, "[]"},
+	} {
+		if got := fmt.Sprint(Without(p(x.of), x.others)); got != x.want {
+			t.Errorf("Without(%s, %v) = %s, want %s", x.of, x.others, got, x.want)
+		}
+	}
+}
+
+func TestPrivate(t *testing.T) {
+	for text, want := range map[string]bool{"10.0.0.0/8": true, "10.0.0.0/7": false, "172.16.0.0/12": true, "172.32.0.0/16": false, "192.168.1.0/24": true,
+		"192.169.0.0/16": false, "100.64.0.0/10": true, "100.128.0.0/16": false, "203.0.113.0/24": false, "127.0.0.0/8": false, "169.254.0.0/16": false} {
+		if got := Private(netip.MustParsePrefix(text)); got != want {
+			t.Errorf("Private(%s) = %v, want %v", text, got, want)
+		}
+	}
+	used := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/15"), netip.MustParsePrefix("10.2.0.5/32")}
+	if p, ok := FreeSpace(16, used); !ok || p.String() != "10.3.0.0/16" {
+		t.Errorf("FreeSpace = %s, %v", p, ok)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 
 	"spillway.dev/spillway/internal/fault"
 )
@@ -42,6 +43,34 @@ const tableBit = 1 << 31
 // Table is the number of the routing table that belongs to a device.
 func Table(device uint32) uint32 { return tableBit | device }
 
+// Networks with addresses outside the groups' range have numbers that begin with these bits, then 16 bits of the instance.
+// Such a number is the mark of the network's packets, and its table: no two instances of a machine share either.
+const (
+	virtualBits = 3 << 30
+	countBits   = 14
+	// VirtualMask are the bits that such numbers of an instance have in common.
+	VirtualMask = ^uint32(1<<countBits - 1)
+	// MaxVirtual is how many such networks an instance can have; none has the number of all ones.
+	MaxVirtual = 1<<countBits - 2
+)
+
+// VirtualBase is what an instance's numbers of such networks have in common, and no network's own number.
+func VirtualBase(instance string) uint32 {
+	id, _ := strconv.ParseUint(instance, 16, 16) // checked by who opens an instance
+	return virtualBits | uint32(id)<<countBits
+}
+
+// Virtual says whether a network has addresses outside the groups' range, by its number.
+func Virtual(number uint32) bool { return number&virtualBits == virtualBits }
+
+// TableOf is the routing table of a network with a device.
+func TableOf(network, device uint32) uint32 {
+	if Virtual(network) {
+		return network
+	}
+	return Table(device)
+}
+
 // Overlay is what a host is to hold. The zero value is none.
 type Overlay struct {
 	Underlay netip.Addr // this host's own address among hosts, IPv4: VXLAN packets come from it; invalid: no overlay
@@ -53,8 +82,8 @@ type Overlay struct {
 
 // Home is an address of one network that is on a peer.
 type Home struct {
-	Network uint32 // one of Networks
-	Addr    netip.Addr
+	Network uint32     // one of Networks
+	Addr    netip.Addr // in the groups' range, or outside when the network is one of those
 	Peer    netip.Addr // one of Peers
 }
 
@@ -213,8 +242,8 @@ func Validate(cidr netip.Prefix, want Overlay) error {
 		blocks = append(blocks, p.Blocks...)
 	}
 	for _, h := range want.Homes {
-		if !numbers[h.Network] || !hosts[h.Peer] || h.Peer == want.Underlay || !cidr.Contains(h.Addr) {
-			return invalid("the address %s of network %d at %s must be one of the groups' range %s, in a network of this host, on a peer", h.Addr, h.Network, h.Peer, cidr)
+		if !numbers[h.Network] || !hosts[h.Peer] || h.Peer == want.Underlay || !h.Addr.Is4() || cidr.Contains(h.Addr) == Virtual(h.Network) {
+			return invalid("the address %s of network %d at %s must be in a network of this host, on a peer, and in the groups' range %s or outside as the network's are", h.Addr, h.Network, h.Peer, cidr)
 		}
 		blocks = append(blocks, netip.PrefixFrom(h.Addr, h.Addr.BitLen()))
 	}
@@ -241,7 +270,7 @@ func disjoint(blocks []netip.Prefix) error {
 func (p *Plan) Rules(devices map[string]uint32) map[Rule]bool {
 	out := map[Rule]bool{}
 	for name, number := range p.Numbers {
-		if index, ok := devices[name]; ok {
+		if index, ok := devices[name]; ok && !Virtual(number) { // those have a rule of their own, with or without a device
 			out[Rule{Priority: PriorityNetwork, Network: number, Table: Table(index)}] = true
 		}
 	}
@@ -286,9 +315,13 @@ func (p *Plan) CompareDevices(have map[string]Device) DeviceChanges {
 // Compare is what has to go from a device, and what has to come.
 func (p *Plan) Compare(device string, have Entries) (gone, come Entries) {
 	routes := p.Entries.Routes
+	if Virtual(p.Numbers[device]) { // nothing of it is in a block
+		routes = nil
+	}
 	if homes := p.Homes[device]; len(homes) > 0 {
-		routes = maps.Clone(routes)
-		maps.Copy(routes, homes)
+		all := maps.Clone(homes)
+		maps.Copy(all, routes)
+		routes = all
 	}
 	gone.Routes, come.Routes = compare(have.Routes, routes)
 	gone.Neighbours, come.Neighbours = compare(have.Neighbours, p.Entries.Neighbours)

@@ -15,7 +15,7 @@ import (
 var (
 	cidr = netip.MustParsePrefix("10.99.0.0/16")
 	site = Site{Instance: "00aa", CIDR: cidr, MTU: 1500}
-	good = Overlay{Underlay: netip.MustParseAddr("192.0.2.11"), Networks: []Network{{7, 1007}, {0xfffffffe, 1008}},
+	good = Overlay{Underlay: netip.MustParseAddr("192.0.2.11"), Networks: []Network{{7, 1007}, {0x7ffffffe, 1008}},
 		Peers: []Peer{peer("192.0.2.12", "10.99.2.0/24", "10.99.200.9/32"), peer("192.0.2.13")}}
 )
 
@@ -50,8 +50,8 @@ func TestPlan(t *testing.T) {
 			t.Errorf("peer %s has the address %v, which leads to %s", a, mac, p.Entries.Forwards[mac])
 		}
 	}
-	rules := p.Rules(map[string]uint32{"sw00aav7": 3, "sw00aavfffffffe": 4})
-	for _, r := range []Rule{{PriorityLocal, 0, MainTable, true}, {PriorityNetwork, 7, 1<<31 | 3, false}, {PriorityNetwork, 0xfffffffe, 1<<31 | 4, false}} {
+	rules := p.Rules(map[string]uint32{"sw00aav7": 3, "sw00aav7ffffffe": 4})
+	for _, r := range []Rule{{PriorityLocal, 0, MainTable, true}, {PriorityNetwork, 7, 1<<31 | 3, false}, {PriorityNetwork, 0x7ffffffe, 1<<31 | 4, false}} {
 		if !rules[r] {
 			t.Errorf("rules = %v lack %v", rules, r)
 		}
@@ -74,13 +74,13 @@ func TestHomes(t *testing.T) {
 	}
 	for device, want := range map[string]string{
 		"sw00aav7":        "map[10.99.2.0/24:192.0.2.12 10.99.128.4/32:192.0.2.13 10.99.200.9/32:192.0.2.12]",
-		"sw00aavfffffffe": "map[10.99.2.0/24:192.0.2.12 10.99.200.9/32:192.0.2.12]",
+		"sw00aav7ffffffe": "map[10.99.2.0/24:192.0.2.12 10.99.200.9/32:192.0.2.12]",
 	} {
 		if _, come := p.Compare(device, Entries{}); fmt.Sprint(come.Routes) != want {
 			t.Errorf("routes of %s = %v, want %s", device, come.Routes, want)
 		}
 	}
-	gone, _ := p.Compare("sw00aavfffffffe", Entries{Routes: map[netip.Prefix]netip.Addr{netip.MustParsePrefix("10.99.128.4/32"): netip.MustParseAddr("192.0.2.13")}})
+	gone, _ := p.Compare("sw00aav7ffffffe", Entries{Routes: map[netip.Prefix]netip.Addr{netip.MustParsePrefix("10.99.128.4/32"): netip.MustParseAddr("192.0.2.13")}})
 	if len(gone.Routes) != 1 {
 		t.Errorf("a home of another network stays: %v", gone.Routes)
 	}
@@ -90,6 +90,40 @@ func TestHomes(t *testing.T) {
 		"at this host":                     {7, netip.MustParseAddr("10.99.128.4"), good.Underlay},
 		"outside":                          {7, netip.MustParseAddr("10.98.128.4"), netip.MustParseAddr("192.0.2.13")},
 		"in a block":                       {7, netip.MustParseAddr("10.99.2.4"), netip.MustParseAddr("192.0.2.13")},
+	} {
+		o.Homes = []Home{h}
+		if _, err := New(site, o); fault.KindOf(err) != fault.Invalid {
+			t.Errorf("a home %s: %v, want invalid", what, err)
+		}
+	}
+}
+
+// TestVirtual: a network with addresses outside the groups' range has its homes in a table of its own number, and nothing else.
+func TestVirtual(t *testing.T) {
+	number := VirtualBase("00aa") | 1
+	if !Virtual(number) || Virtual(7) || Virtual(Table(77)) || VirtualBase("00aa") == VirtualBase("00ab") || number&VirtualMask != VirtualBase("00aa") {
+		t.Fatalf("the number %x of a virtual network is like others", number)
+	}
+	if TableOf(number, 3) != number || TableOf(7, 3) != Table(3) {
+		t.Errorf("tables are %x and %x", TableOf(number, 3), TableOf(7, 3))
+	}
+	o := good
+	o.Networks = append([]Network{{number, 1009}}, good.Networks...)
+	o.Homes = []Home{{number, netip.MustParseAddr("10.0.0.4"), netip.MustParseAddr("192.0.2.13")}}
+	p, err := New(site, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, come := p.Compare(site.Name(number), Entries{}); fmt.Sprint(come.Routes) != "map[10.0.0.4/32:192.0.2.13]" {
+		t.Errorf("routes of a virtual network = %v", come.Routes)
+	}
+	if rules := p.Rules(map[string]uint32{site.Name(number): 3}); len(rules) != 0 {
+		t.Errorf("rules of a virtual network alone = %v, want none", rules)
+	}
+	for what, h := range map[string]Home{
+		"in the range":                    {number, netip.MustParseAddr("10.99.128.4"), netip.MustParseAddr("192.0.2.13")},
+		"outside, of an ordinary network": {7, netip.MustParseAddr("10.0.0.4"), netip.MustParseAddr("192.0.2.13")},
+		"of six":                          {number, netip.MustParseAddr("fd00::4"), netip.MustParseAddr("192.0.2.13")},
 	} {
 		o.Homes = []Home{h}
 		if _, err := New(site, o); fault.KindOf(err) != fault.Invalid {
@@ -143,7 +177,7 @@ func TestCompareDevices(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const first, second = "sw00aav7", "sw00aavfffffffe"
+	const first, second = "sw00aav7", "sw00aav7ffffffe"
 	with := func(change func(d *Device)) map[string]Device {
 		have := maps.Clone(p.Devices)
 		d := have[first]
