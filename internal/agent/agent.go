@@ -191,6 +191,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { a.watchDisk(ctx); return nil })
 	g.Go(func() error { a.routes.run(ctx); return nil })
 	g.Go(func() error { a.span.run(ctx); return nil })
+	g.Go(func() error { a.span.followRoutes(ctx); return nil })
 	g.Go(func() error { a.rememberNames(ctx); return nil })
 	g.Go(func() error { a.passLeases(ctx); return nil })
 	g.Go(func() error { a.watchLease(ctx); return nil })

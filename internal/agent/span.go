@@ -152,6 +152,28 @@ func (s *span) run(ctx context.Context) {
 	}
 }
 
+// followRoutes has packets to other hosts follow the machine's routes, until ctx ends.
+func (s *span) followRoutes(ctx context.Context) {
+	if !s.a.cfg.Blocks {
+		return
+	}
+	tick := time.NewTicker(network.FollowInterval)
+	defer tick.Stop()
+	failed := false
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		err := s.a.cfg.Network.FollowRoutes(ctx)
+		if err != nil && !failed {
+			s.a.cfg.Log.Error("follow the machine's routes", "error", err)
+		}
+		failed = err != nil
+	}
+}
+
 // carryOut brings the kernel in line with who takes part, and takes this host's blocks. In this order: a disk that is full
 // must not keep a lost host from being fenced.
 func (s *span) carryOut(ctx context.Context) error {

@@ -4,8 +4,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
+	"maps"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -28,6 +29,11 @@ type fast struct {
 	devices map[uint32]hook     // of hosts and overlays, those that have one
 	flows   *ebpf.Map           // what is known of connections: a path before has left it
 	told    bool                // that there is none
+
+	// Network.overlayMu guards what follows as well: who has either may read, who has both may write.
+	peers []netip.Addr          // that the overlay has
+	mtu   uint32                // of what groups send to them
+	slow  map[netip.Addr]string // those that packets take the stack to, with why
 }
 
 // fastLink is the host's end of a group's link.
@@ -183,19 +189,14 @@ func (n *Network) fastAdmit(p *overlay.Plan) error {
 		return n.fastEnd(true)
 	}
 	v := fastView(p)
-	uplinks, err := n.fastPeers(p, v.Peers)
-	if err != nil {
-		n.fastMissing(err)
-	}
+	n.fast.peers, n.fast.mtu = slices.SortedFunc(maps.Keys(p.Peers), netip.Addr.Compare), p.MTU
+	v.Peers = n.fastWays()
 	if err := n.fast.path.Fence(v); err != nil {
 		return err
 	}
-	for index, at := range n.fast.devices {
-		if at == ingress && !uplinks[index] {
-			if err := n.unhook(index); err != nil {
-				return err
-			}
-		}
+	// gofail: var fastFenced struct{}
+	if err := n.leaveUplinks(v.Peers); err != nil {
+		return err
 	}
 	if err := n.fast.path.Admit(v); err != nil {
 		n.fastMissing(err)
@@ -224,6 +225,7 @@ func (n *Network) fastBegin(p *overlay.Plan) error {
 					return fmt.Errorf("put programs at link %s: %w", name, err)
 				}
 				n.fast.links[name] = fastLink{uint32(l.Attrs().Index), uint32(l.Attrs().MTU)}
+				// gofail: var fastLinked struct{}
 			}
 		}
 		for a := range n.have.guard {
@@ -250,41 +252,8 @@ func (n *Network) fastDevice(index uint32, at hook, p *ebpf.Program) error {
 		return err
 	}
 	n.fast.devices[index] = at
+	// gofail: var fastHooked struct{}
 	return nil
-}
-
-// fastPeers finds the ways to peers, and puts programs at their devices. Those without one that is understood are left out.
-func (n *Network) fastPeers(p *overlay.Plan, to map[netip.Addr]fastpath.Peer) (uplinks map[uint32]bool, err error) {
-	list, err := n.linkList()
-	if err != nil {
-		return nil, err
-	}
-	mtu := map[uint32]uint32{}
-	for _, l := range list {
-		if a := l.Attrs(); a.EncapType == "ether" && a.Flags&net.FlagLoopback == 0 && a.MTU > overlay.Overhead {
-			mtu[uint32(a.Index)] = uint32(a.MTU) - overlay.Overhead
-		}
-	}
-	uplinks = map[uint32]bool{}
-	var errs []error
-	for a := range p.Peers {
-		routes, err := n.route.RouteGet(net.IP(a.AsSlice()))
-		if err != nil || len(routes) != 1 || mtu[uint32(routes[0].LinkIndex)] == 0 {
-			errs = append(errs, err)
-			continue
-		}
-		index, next := uint32(routes[0].LinkIndex), a
-		if gw, ok := netip.AddrFromSlice(routes[0].Gw.To4()); ok {
-			next = gw
-		}
-		if err := n.fastDevice(index, ingress, n.fast.path.FromWire); err != nil {
-			errs = append(errs, fmt.Errorf("put a program at the device to %s: %w", a, err))
-			continue
-		}
-		uplinks[index] = true
-		to[a] = fastpath.Peer{Ifindex: index, Next: next, MTU: min(mtu[index], p.MTU)}
-	}
-	return uplinks, errors.Join(errs...)
 }
 
 func (n *Network) linkList() ([]netlink.Link, error) {
@@ -338,7 +307,7 @@ func (n *Network) fastEnd(keep bool) error {
 	if n.fast.path != nil {
 		n.fast.path.Close()
 	}
-	n.fast.path, n.fast.links, n.fast.devices = nil, nil, nil
+	n.fast.path, n.fast.links, n.fast.devices, n.fast.peers = nil, nil, nil, nil
 	return errors.Join(errs...)
 }
 

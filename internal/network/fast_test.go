@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"os"
 	"syscall"
 	"testing"
 	"time"
@@ -25,9 +26,30 @@ func (h *hostWorld) slowPackets() (n uint64) {
 	return n
 }
 
+// follow is what the agent does every second.
+func (h *hostWorld) follow() {
+	h.t.Helper()
+	if err := h.net.FollowRoutes(context.Background()); err != nil {
+		h.t.Error(err)
+	}
+}
+
+// anyFast expects that a new connection to port 8080 goes around the stack.
+func (h *hostWorld) anyFast(when string, from *os.File, to netip.Addr) {
+	h.t.Helper()
+	talk, err := h.call(from, "tcp4", to.String()+":8080")
+	if err != nil {
+		h.t.Errorf("%s: %v", when, err)
+		return
+	}
+	defer talk.Close()
+	h.goesFast(when, talk, true)
+}
+
 // goesFast expects that a connection answers, by the way around the stack or by the stack.
 func (h *hostWorld) goesFast(when string, c *call, want bool) {
 	h.t.Helper()
+	h.follow()
 	before := h.slowPackets()
 	if _, _, err := c.say(); err != nil {
 		h.t.Errorf("%s: %v", when, err)

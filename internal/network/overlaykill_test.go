@@ -303,6 +303,7 @@ func (h *hostWorld) comesBack(when string, peer *hostWorld) {
 		h.t.Errorf("%s: %v", when, err)
 	}
 	h.settled(1, peer, 1)
+	h.anyFast(when, h.ns[1], peer.addr(1))
 }
 
 // TestOverlayKilledAnywhere kills a process that changes the overlay all the time.
@@ -334,7 +335,7 @@ func TestOverlayKilledAnywhere(t *testing.T) {
 }
 
 // overlayPoints are all places between two effects.
-var overlayPoints = []string{"overlayFenced", "overlayUnruled", "overlayMade", "overlayRouted"}
+var overlayPoints = []string{"overlayFenced", "overlayUnruled", "overlayMade", "overlayRouted", "fastLinked", "fastHooked", "fastFenced"}
 
 // TestOverlayKilledBetweenEffects kills it at every point.
 func TestOverlayKilledBetweenEffects(t *testing.T) {

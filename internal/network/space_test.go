@@ -358,6 +358,7 @@ func TestSpaceOverHosts(t *testing.T) {
 	for _, h := range f.hosts {
 		h.net.Close()
 		h.open()
+		h.set(h.overlay) // a process has programs of its own, which it puts in place
 		before := h.changes()
 		h.set(h.overlay)
 		h.enter(firstSpace)

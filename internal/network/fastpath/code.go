@@ -18,6 +18,7 @@ const (
 	skbLen      = 0
 	skbPktType  = 4
 	skbIfindex  = 40
+	skbIndex    = 44 // tc_index: nobody else changes it between a link and where a packet leaves
 	skbData     = 76
 	skbDataEnd  = 80
 	skbGSOSize  = 176
@@ -25,7 +26,9 @@ const (
 	ethLen      = 14
 	ipLen       = 20
 	tcpLen      = 20
+	tcpFIN      = 0x01
 	tcpSYN      = 0x02
+	tcpRST      = 0x04
 	tcpACK      = 0x10
 	protocolTCP = 6
 	protocolUDP = 17
@@ -50,6 +53,7 @@ const (
 // Where programs keep things on their stack. Registers that last are R6, the context; R7 and R8, the packet's first byte and
 // the one behind its last; R9, what each program says.
 const (
+	atNow      = -4
 	keyFlow    = -16 // 12 bytes
 	keySource  = -20
 	keyDest    = -24
@@ -60,11 +64,11 @@ const (
 	atChecksum = -40
 	atLen      = -44
 	atTOS      = -48
-	atValue    = -52
-	atLPM      = -64 // 8 bytes
+	atLPM      = -60 // 8 bytes
 	atMACs     = -80 // 12 bytes
 	atNext     = -84
-	atOuter    = -136
+	atValue    = -96 // 12 bytes
+	atOuter    = -148
 )
 
 // code is a program in the making.
@@ -105,9 +109,38 @@ func (c *code) lookup(m *ebpf.Map, key int32) {
 
 // note writes a state of the connection whose key is on the stack.
 func (c *code) note(m *ebpf.Map, state int64) {
-	c.add(asm.StoreImm(asm.RFP, atValue, state, asm.Word),
+	c.load(asm.R1, asm.RFP, atNow, asm.Word)
+	c.keep(atValue+flowUsed, asm.R1, asm.Word)
+	c.add(asm.StoreImm(asm.RFP, atValue+flowState, state, asm.Word), asm.StoreImm(asm.RFP, atValue+flowEnded, 0, asm.Word),
 		asm.LoadMapPtr(asm.R1, m.FD()), asm.Mov.Reg(asm.R2, asm.RFP), asm.Add.Imm(asm.R2, keyFlow),
 		asm.Mov.Reg(asm.R3, asm.RFP), asm.Add.Imm(asm.R3, atValue), asm.Mov.Imm(asm.R4, 0), asm.FnMapUpdateElem.Call())
+}
+
+// now keeps what time it is, in units of 2³⁰ ns.
+func (c *code) now() {
+	c.add(asm.FnKtimeGetCoarseNs.Call(), asm.RSh.Imm(asm.R0, timeUnit))
+	c.keep(atNow, asm.R0, asm.Word)
+}
+
+// used writes down when the connection at R0 had a packet last.
+func (c *code) used() {
+	c.load(asm.R1, asm.RFP, atNow, asm.Word)
+	c.load(asm.R2, asm.R0, flowUsed, asm.Word)
+	c.add(asm.JEq.Reg(asm.R1, asm.R2, "used"))
+	c.add(asm.StoreMem(asm.R0, flowUsed, asm.R1, asm.Word))
+	c.label("used", asm.Mov.Imm(asm.R1, 0))
+}
+
+// ending writes down which side of the connection at R0 a packet ends: its sender, or both.
+func (c *code) ending(ip int16) {
+	c.load(asm.R1, asm.R7, ip+tcpFlags, asm.Byte)
+	c.add(asm.And.Imm(asm.R1, tcpFIN|tcpRST), asm.JEq.Imm(asm.R1, 0, "lasts"), asm.Mov.Imm(asm.R2, endedBoth), asm.JSet.Imm(asm.R1, tcpRST, "ends"))
+	c.load(asm.R3, asm.R7, ip+ipSource, asm.Word)
+	c.load(asm.R4, asm.RFP, keyFlow, asm.Word)
+	c.add(asm.Mov.Imm(asm.R2, 1), asm.JEq.Reg(asm.R3, asm.R4, "ends"), asm.Mov.Imm(asm.R2, 2))
+	c.label("ends", asm.LoadMem(asm.R1, asm.R0, flowEnded, asm.Word))
+	c.add(asm.Or.Reg(asm.R1, asm.R2), asm.StoreMem(asm.R0, flowEnded, asm.R1, asm.Word))
+	c.label("lasts", asm.Mov.Imm(asm.R1, 0))
 }
 
 // tcp leaves unless a network header is that of a whole TCP packet without options.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"golang.org/x/sys/unix"
 )
 
 // Way is what all packets between hosts have in common.
@@ -78,9 +79,23 @@ const (
 
 // The map of connections outlives a process, so its name changes with its layout.
 const (
-	flowsName   = "sw_flows1"
+	flowsName   = "sw_flows2"
 	flowKeySize = 12
-	flowSize    = 4
+	flowState   = 0
+	flowUsed    = 4 // when a packet of it went fast last
+	flowEnded   = 8 // which sides have said that they end: 1, 2
+	flowSize    = 12
+	endedBoth   = 3
+)
+
+// Times are in units of 2³⁰ ns, which are about seconds.
+const (
+	timeUnit = 30
+	// mostIdle is how long a direct connection keeps one by a service address off the same ports that it has. The newcomer's
+	// first packets are lost meanwhile.
+	mostIdle = 120
+	// leadTime is how long packets go to other hosts by what is known of the ways there when nobody looks after it.
+	leadTime = 10
 )
 
 // The layout of values: of a group, of a peer.
@@ -101,6 +116,7 @@ const (
 // maps are what programs refer to.
 type maps struct {
 	groups, peers, blocks, homes, networks, ids, flows *ebpf.Map
+	until                                              *ebpf.Map // when the ways to peers are not trusted any more
 }
 
 // New makes programs and empty maps. What an earlier path knew of connections (FlowsOf) may go on; nil: nothing is known.
@@ -164,18 +180,35 @@ func (p *Path) Fence(v View) error {
 
 // Admit puts in what is in a view. What does not fit is left out, with an error.
 func (p *Path) Admit(v View) error {
-	peers := map[netip.Addr]peerAt{}
-	for a, to := range v.Peers {
-		peers[a] = peerAt{p.way.Underlay, a, to}
+	return errors.Join(p.ids.fill(v.Networks), p.networks.fill(inverse(v.Networks)), p.Lead(v.Peers), p.blocks.fill(v.Blocks), p.homes.fill(v.Homes))
+}
+
+// Lead says how peers are reached; those that are not named are not, by the fast way. It has to be said again within leadTime:
+// a process that is gone follows no change of the host's routes.
+func (p *Path) Lead(peers map[netip.Addr]Peer) error {
+	want := map[netip.Addr]peerAt{}
+	for a, to := range peers {
+		want[a] = peerAt{p.way.Underlay, a, to}
 	}
-	return errors.Join(p.ids.fill(v.Networks), p.networks.fill(inverse(v.Networks)), p.peers.fill(peers), p.blocks.fill(v.Blocks), p.homes.fill(v.Homes))
+	var errs []error
+	for a := range p.peers.have {
+		if _, ok := want[a]; !ok {
+			errs = append(errs, p.peers.drop(a))
+		}
+	}
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		return fmt.Errorf("read the clock: %w", err)
+	}
+	errs = append(errs, p.peers.fill(want), p.maps.until.Put(uint32(0), uint32(now.Nano()>>timeUnit)+leadTime))
+	return errors.Join(errs...)
 }
 
 // ForgetFlows forgets all connections: those that there are go slowly from now on.
 func (p *Path) ForgetFlows() error {
 	var keys [][flowKeySize]byte
 	var key [flowKeySize]byte
-	var value uint32
+	var value [flowSize]byte
 	for list := p.maps.flows.Iterate(); list.Next(&key, &value); {
 		keys = append(keys, key)
 	}
@@ -245,10 +278,14 @@ func newMaps(flows *ebpf.Map) (*maps, error) {
 		{&m.networks, "sw_networks", ebpf.Hash, 4, 4},
 		{&m.ids, "sw_ids", ebpf.Hash, 4, 4},
 		{&m.flows, flowsName, ebpf.LRUHash, flowKeySize, flowSize},
+		{&m.until, "sw_until", ebpf.Array, 4, 4},
 	} {
 		spec := &ebpf.MapSpec{Name: s.name, Type: s.kind, KeySize: s.key, ValueSize: s.value, MaxEntries: mostEntries, Flags: sparse}
 		if s.kind == ebpf.LRUHash {
 			spec.Flags, spec.MaxEntries = 0, mostFlows
+		}
+		if s.kind == ebpf.Array {
+			spec.Flags, spec.MaxEntries = 0, 1
 		}
 		var err error
 		if s.kind == ebpf.LRUHash && flows != nil {
@@ -265,7 +302,7 @@ func newMaps(flows *ebpf.Map) (*maps, error) {
 }
 
 func (m *maps) close() {
-	for _, one := range []*ebpf.Map{m.groups, m.peers, m.blocks, m.homes, m.networks, m.ids, m.flows} {
+	for _, one := range []*ebpf.Map{m.groups, m.peers, m.blocks, m.homes, m.networks, m.ids, m.flows, m.until} {
 		one.Close()
 	}
 }

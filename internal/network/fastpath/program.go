@@ -65,14 +65,20 @@ func fromGroup(m *maps, w Way) asm.Instructions {
 	// The connection is known to be direct, or asked for directly and not known to be anything else.
 	c.flow(ethLen, "")
 	c.opens(asm.R9, ethLen)
+	c.add(asm.Mov.Imm(asm.R1, 0), asm.JNE.Imm(asm.R9, tcpSYN, "asked"), asm.Mov.Imm(asm.R1, forOthers))
+	c.label("asked", asm.StoreMem(asm.R6, skbIndex, asm.R1, asm.Word))
+	c.now()
 	c.lookup(m.flows, keyFlow)
 	c.add(asm.JNE.Imm(asm.R0, 0, "known"), asm.JEq.Imm(asm.R9, tcpSYN, "allowed"), asm.Ja.Label("pass"))
-	c.label("known", asm.LoadMem(asm.R1, asm.R0, 0, asm.Word))
+	c.label("known", asm.LoadMem(asm.R1, asm.R0, flowState, asm.Word))
 	c.add(asm.JNE.Imm(asm.R1, flowDirect, "pass"))
+	c.used()
+	c.ending(ethLen)
 	c.label("allowed", asm.Mov.Imm(asm.R1, 0))
 
 	c.lookup(m.groups, keyDest)
 	c.add(asm.JEq.Imm(asm.R0, 0, "away"))
+	c.forGroup()
 	c.load(asm.R1, asm.R0, groupNetwork, asm.Word)
 	c.load(asm.R2, asm.RFP, atNetwork, asm.Word)
 	c.add(asm.JNE.Reg(asm.R1, asm.R2, "pass"))
@@ -88,10 +94,26 @@ func fromGroup(m *maps, w Way) asm.Instructions {
 	return c.list
 }
 
+// forOthers is on packets, while they are in this host, with which a group asks for a connection to what is no group's address.
+// Where such a packet reaches a group it has been translated.
+const forOthers = 0x5357
+
+// forGroup takes it off again.
+func (c *code) forGroup() {
+	c.add(asm.Mov.Imm(asm.R1, 0), asm.StoreMem(asm.R6, skbIndex, asm.R1, asm.Word))
+}
+
 // away sends a packet to another host.
 func (c *code) away(m *maps, w Way) {
 	c.label("away", asm.Mov.Imm(asm.R1, 0))
 	c.home(m, "to", "pass")
+	c.forGroup()
+	c.add(asm.StoreImm(asm.RFP, atValue, 0, asm.Word))
+	c.lookup(m.until, atValue)
+	c.add(asm.JEq.Imm(asm.R0, 0, "pass"))
+	c.load(asm.R1, asm.R0, 0, asm.Word)
+	c.load(asm.R2, asm.RFP, atNow, asm.Word)
+	c.add(asm.JGT.Reg(asm.R2, asm.R1, "pass"))
 	c.lookup(m.peers, atPeer)
 	c.add(asm.JEq.Imm(asm.R0, 0, "pass"))
 	c.load(asm.R1, asm.R0, peerIfindex, asm.Word)
@@ -243,8 +265,17 @@ func (c *code) arrive(m *maps) {
 	c.add(asm.JNE.Reg(asm.R1, asm.R2, "pass"))
 	c.target()
 	c.fits(innerIP, "in", "pass")
-	c.add(asm.JNE.Imm(asm.R9, tcpSYN, "unwrap"))
+	c.add(asm.JEq.Imm(asm.R9, tcpSYN, "opens"))
+	c.load(asm.R1, asm.R7, innerIP+tcpFlags, asm.Byte)
+	c.add(asm.And.Imm(asm.R1, tcpFIN|tcpRST), asm.JEq.Imm(asm.R1, 0, "unwrap"))
+	c.flow(innerIP, "end")
+	c.lookup(m.flows, keyFlow)
+	c.add(asm.JEq.Imm(asm.R0, 0, "unwrap"))
+	c.ending(innerIP)
+	c.add(asm.Ja.Label("unwrap"))
+	c.label("opens", asm.Mov.Imm(asm.R1, 0))
 	c.flow(innerIP, "")
+	c.now()
 	c.note(m.flows, flowDirect)
 	c.label("unwrap", asm.Mov.Reg(asm.R1, asm.R6))
 	c.add(asm.Mov.Imm(asm.R2, -envelope), asm.Mov.Imm(asm.R3, roomAtMAC), asm.Mov.Imm(asm.R4, roomFixedGSO), asm.FnSkbAdjustRoom.Call(),
@@ -253,7 +284,8 @@ func (c *code) arrive(m *maps) {
 }
 
 // slowly is for packets that take the slow way to a group or to another host: a connection that is asked for there may have been
-// translated on its way, and its packets have to stay on it.
+// translated on its way, and its packets have to stay on it. One that has been, and has the ports of a direct connection that
+// lives, is not let in: the two could not be told apart.
 func slowly(m *maps) asm.Instructions {
 	c := &code{}
 	c.add(asm.Mov.Reg(asm.R6, asm.R1))
@@ -263,7 +295,21 @@ func slowly(m *maps) asm.Instructions {
 	c.opens(asm.R9, ethLen)
 	c.add(asm.JNE.Imm(asm.R9, tcpSYN, "pass"))
 	c.flow(ethLen, "")
+	c.now()
+	c.load(asm.R1, asm.R6, skbIndex, asm.Word)
+	c.add(asm.JNE.Imm(asm.R1, forOthers, "slow"))
+	c.lookup(m.flows, keyFlow)
+	c.add(asm.JEq.Imm(asm.R0, 0, "slow"))
+	c.load(asm.R1, asm.R0, flowState, asm.Word)
+	c.add(asm.JNE.Imm(asm.R1, flowDirect, "slow"))
+	c.load(asm.R1, asm.R0, flowEnded, asm.Word)
+	c.add(asm.JEq.Imm(asm.R1, endedBoth, "slow"))
+	c.load(asm.R1, asm.R0, flowUsed, asm.Word)
+	c.add(asm.Add.Imm(asm.R1, mostIdle))
+	c.load(asm.R2, asm.RFP, atNow, asm.Word)
+	c.add(asm.JLE.Reg(asm.R2, asm.R1, "drop"))
+	c.label("slow", asm.Mov.Imm(asm.R1, 0))
 	c.note(m.flows, flowSlow)
-	c.pass()
+	c.ends()
 	return c.list
 }
