@@ -38,7 +38,7 @@ const (
 // Offsets from the beginning of a network header, and of the transport header behind one without options.
 const (
 	ipTOS       = 1
-	ipID        = 4
+	ipLength    = 2
 	ipFragments = 6
 	ipTTL       = 8
 	ipProtocol  = 9
@@ -149,6 +149,15 @@ func (c *code) tcp(ip int16, otherwise string) {
 	c.load(asm.R1, asm.R7, ip+ipFragments, asm.Half)
 	c.add(asm.JSet.Imm(asm.R1, int32(be16(0x3fff)), otherwise))
 	c.unless(ip+ipProtocol, asm.Byte, protocolTCP, otherwise)
+	c.whole(ip+ipLength, ip, otherwise)
+}
+
+// whole leaves unless a length that a header says is that of the packet from a place on.
+func (c *code) whole(at, from int16, otherwise string) {
+	c.load(asm.R1, asm.R6, skbLen, asm.Word)
+	c.add(asm.Sub.Imm(asm.R1, int32(from)), asm.HostTo(asm.BE, asm.R1, asm.Half))
+	c.load(asm.R2, asm.R7, at, asm.Half)
+	c.add(asm.JNE.Reg(asm.R1, asm.R2, otherwise))
 }
 
 // flow makes the key of a packet's connection, the same for both directions.

@@ -207,6 +207,8 @@ func fromWire(m *maps, w Way) asm.Instructions {
 	c.unless(ethLen+ipDest, asm.Word, int32(raw(w.Underlay)), "pass")
 	c.load(asm.R1, asm.R7, ethLen+ipFragments, asm.Half)
 	c.add(asm.JSet.Imm(asm.R1, int32(be16(0x3fff)), "pass"))
+	c.whole(ethLen+ipLength, ethLen, "pass")
+	c.whole(udp+4, udp, "pass")
 	c.unless(udp+6, asm.Half, 0, "pass") // a checksum is for the stack to judge
 	c.load(asm.R1, asm.R7, ethLen+ipTOS, asm.Byte)
 	c.add(asm.And.Imm(asm.R1, 3), asm.JEq.Imm(asm.R1, 3, "pass")) // and so is congestion
@@ -310,6 +312,7 @@ func slowly(m *maps) asm.Instructions {
 	c.add(asm.JLE.Reg(asm.R2, asm.R1, "drop"))
 	c.label("slow", asm.Mov.Imm(asm.R1, 0))
 	c.note(m.flows, flowSlow)
+	c.add(asm.Ja.Label("pass"))
 	c.ends()
 	return c.list
 }
