@@ -4,7 +4,7 @@ GO    ?= go
 export CGO_ENABLED = 0
 LDFLAGS = -s -w
 
-.PHONY: build platform kubernetes conformance up down purge test soak chaos mutants setup runsc generate vet race fuzz bench man clean need
+.PHONY: build platform kubernetes conformance up down purge test soak chaos compat mutants setup runsc generate vet race fuzz bench man clean need
 
 build: platform ## bin/spillway and bin/spillway-node
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/spillway-node ./cmd/spillway-node
@@ -58,6 +58,10 @@ soak: setup ## use the platform at random while its processes are killed; SOAK=1
 chaos: setup ## three servers and five hosts under random faults, with counts; CHAOS=1h, SPILLWAY_SEED=N repeats
 	@$(MAKE) --no-print-directory build
 	SPILLWAY_CHAOS=$(or $(CHAOS),10m) $(GO) test ./test -run '^TestChaos$$' -count 1 -v -timeout 0
+
+compat: setup ## fleets with agents of an earlier release; OLD=the absolute path of a directory with its spillway and spillway-keeper
+	@$(MAKE) --no-print-directory build
+	SPILLWAY_OLD=$(OLD) $(GO) test ./test -run '^(TestFleet|TestNetworkOverHosts|TestFenced|TestServers|TestRolling|TestChaos)' -count 1 -v -timeout 30m
 
 mutants: ## break invariants of the fleet one at a time, and look whether the tests notice
 	$(GO) run ./hack/mutants

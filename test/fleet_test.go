@@ -67,8 +67,10 @@ func prepareHost(t *testing.T, on *machine) *fleetHost {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &fleetHost{T: t, name: on.name, on: on, dir: dir, bin: bin, log: log}
-	return h
+	if older := os.Getenv("SPILLWAY_OLD"); older != "" { // a directory with spillway and spillway-keeper of an earlier release
+		bin = binaries{spillway: filepath.Join(older, "spillway"), keeper: filepath.Join(older, "spillway-keeper")}
+	}
+	return &fleetHost{T: t, name: on.name, on: on, dir: dir, bin: bin, log: log}
 }
 
 // join starts the host with a token.

@@ -3,6 +3,7 @@ package test
 import (
 	"context"
 	"net/netip"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -127,6 +128,9 @@ func TestVirtualNetworks(t *testing.T) {
 
 // TestVirtualNetworksOverHosts: the same over two hosts, and an address goes with its group when a host is lost.
 func TestVirtualNetworksOverHosts(t *testing.T) {
+	if os.Getenv("SPILLWAY_OLD") != "" {
+		t.Skip("hosts of an earlier release take no groups of subnets")
+	}
 	t.Parallel()
 	w := startSpread(t)
 	_, web, data := w.azureNetwork("one")

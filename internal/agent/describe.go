@@ -23,7 +23,7 @@ func reserve(total int64) int64 { return min(total/20, 1<<30) }
 
 func (a *Agent) measureHost() host.Host {
 	h := host.Host{Name: a.cfg.Name, Pool: "default", Zone: a.cfg.Zone, Version: a.cfg.Version, CgroupMode: string(a.tree.Mode()),
-		Runtime: a.cfg.Runtime, Underlay: a.cfg.Underlay, Isolation: []group.Isolation{group.IsolationShared}}
+		Runtime: a.cfg.Runtime, Underlay: a.cfg.Underlay, Spaces: true, Isolation: []group.Isolation{group.IsolationShared}}
 	if h.Runtime == "" {
 		h.Runtime = "parked"
 	}

@@ -23,6 +23,7 @@ type Host struct {
 	Capacity    group.Resources   `json:"capacity"`         // measured, less the reserve; no storage: not measured, and not counted
 	GPUSKU      string            `json:"gpuSKU,omitempty"` // of Capacity.GPUs
 	Isolation   []group.Isolation `json:"isolation"`
+	Spaces      bool              `json:"spaces,omitempty"` // carries virtual networks with address spaces of their own; earlier releases do not
 	State       State             `json:"state,omitempty"`
 	Reason      string            `json:"reason,omitempty"` // why it is not ready, for people
 	Cordoned    bool              `json:"cordoned"`         // takes no new groups

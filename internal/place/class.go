@@ -54,6 +54,7 @@ type rule struct {
 	zones     []string
 	isolation group.Isolation
 	gpuSKU    string
+	subnet    bool // the groups have addresses of virtual networks
 	pools     []string
 	require   []group.Expression
 	prefer    []group.Preference
@@ -103,6 +104,9 @@ func (v *View) classKey(g *group.Group) []byte {
 		key = appendText(key, string(s.Isolation))
 	}
 	key = append(key, '|')
+	if s.Subnet != nil {
+		key = append(key, 'n')
+	}
 	if s.Priority == group.PrioritySpot {
 		key = append(key, 's')
 	}
@@ -201,6 +205,9 @@ func (v *View) ruleOf(g *group.Group) *rule {
 		isolation = group.IsolationShared
 	}
 	key := append(appendText(v.key[:0], string(isolation)), '|')
+	if s.Subnet != nil {
+		key = append(key, 'n')
+	}
 	for _, z := range g.Zones {
 		key = appendText(key, z)
 	}
@@ -208,7 +215,7 @@ func (v *View) ruleOf(g *group.Group) *rule {
 	v.key = key
 	r := v.rules[string(key)]
 	if r == nil {
-		r = &rule{ruleKey: string(key), zones: g.Zones, isolation: isolation, gpuSKU: s.GPUSKU(), pools: p.Pools, require: p.Require, prefer: p.Prefer}
+		r = &rule{ruleKey: string(key), zones: g.Zones, isolation: isolation, gpuSKU: s.GPUSKU(), subnet: s.Subnet != nil, pools: p.Pools, require: p.Require, prefer: p.Prefer}
 		v.rules[r.ruleKey] = r
 	}
 	return r
@@ -242,6 +249,7 @@ func (r *rule) fits(v *View, s *section) bool {
 	switch {
 	case len(r.pools) > 0 && !slices.Contains(r.pools, s.pool),
 		!slices.Contains(s.isolation, r.isolation),
+		r.subnet && !s.spaces,
 		len(r.zones) > 0 && s.zone != 0 && !slices.Contains(r.zones, v.zoneNames[s.zone]),
 		r.gpuSKU != "" && s.gpuSKU != r.gpuSKU:
 		return false

@@ -57,7 +57,7 @@ func (o *oracle) static(g *group.Group, h host.Host) bool {
 	if isolation == "" {
 		isolation = group.IsolationShared
 	}
-	return (len(p.Pools) == 0 || slices.Contains(p.Pools, h.Pool)) && slices.Contains(h.Isolation, isolation) &&
+	return (len(p.Pools) == 0 || slices.Contains(p.Pools, h.Pool)) && slices.Contains(h.Isolation, isolation) && (g.Spec.Subnet == nil || h.Spaces) &&
 		(len(g.Zones) == 0 || h.Zone == "" || slices.Contains(g.Zones, h.Zone)) && group.Match(p.Require, h.Labels) &&
 		(g.Spec.GPUSKU() == "" || h.GPUSKU == g.Spec.GPUSKU() && h.Capacity.GPUs > 0)
 }
@@ -156,6 +156,7 @@ func drawHost(t *rapid.T, name string) host.Host {
 	if rapid.IntRange(0, 4).Draw(t, "gpus") == 0 {
 		h.Capacity.GPUs, h.GPUSKU = rapid.Int64Range(1, 4).Draw(t, "gpu count"), rapid.SampledFrom([]string{"v100", "a100"}).Draw(t, "sku")
 	}
+	h.Spaces = rapid.IntRange(0, 3).Draw(t, "too old") > 0
 	if rapid.IntRange(0, 2).Draw(t, "gvisor") == 0 {
 		h.Isolation = append(h.Isolation, group.IsolationGVisor)
 	}
@@ -210,6 +211,9 @@ func drawGroup(t *rapid.T, uid string) *group.Group {
 	}
 	if rapid.IntRange(0, 4).Draw(t, "isolated") == 0 {
 		s.Isolation = group.IsolationGVisor
+	}
+	if rapid.IntRange(0, 4).Draw(t, "in a subnet") == 0 {
+		s.Subnet = &group.Subnet{}
 	}
 	if rapid.IntRange(0, 4).Draw(t, "zoned") == 0 {
 		g.Zones = []string{rapid.SampledFrom([]string{"1", "2"}).Draw(t, "own zone")}

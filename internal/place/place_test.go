@@ -46,6 +46,8 @@ func TestTake(t *testing.T) {
 	half := func(v *View) { v.Assign(&group.Group{UID: "half", Host: "a", Spec: wanted(1000, gb).Spec}) }
 	gvisor, zoned, gpu, storing := wanted(100, gb), wanted(100, gb), wanted(100, gb), wanted(100, gb)
 	gvisor.Spec.Isolation, zoned.Zones, storing.Spec.EphemeralStorage = group.IsolationGVisor, []string{"2"}, 5*gb
+	subnet := wanted(100, gb)
+	subnet.Spec.Subnet = &group.Subnet{}
 	gpu.Spec.Containers[0].Requests.GPUs, gpu.Spec.Containers[0].GPUSKU = 2, "v100"
 	pooled := wanted(100, gb)
 	pooled.Spec.Placement = &group.Placement{Pools: []string{"b"}}
@@ -70,6 +72,8 @@ func TestTake(t *testing.T) {
 		{"cordoned", wanted(100, gb), []host.Host{change(func(h *host.Host) { h.Cordoned = true })}, nil, Policy{}, "", "a: it is cordoned"},
 		{"lost", wanted(100, gb), []host.Host{change(func(h *host.Host) { h.State = host.Lost })}, nil, Policy{}, "", "a: it is lost"},
 		{"isolation", gvisor, []host.Host{change(nil)}, nil, Policy{}, "", "a: it has no gvisor isolation"},
+		{"older host", subnet, []host.Host{change(nil)}, nil, Policy{}, "", "a: its agent is of a release that knows no address spaces of virtual networks; upgrade it"},
+		{"older and newer host", subnet, []host.Host{change(nil), plainHost("b", func(h *host.Host) { h.Spaces = true })}, nil, Policy{}, "b", ""},
 		{"zone", zoned, []host.Host{change(func(h *host.Host) { h.Zone = "1" }), plainHost("b", func(h *host.Host) { h.Zone = "2" })}, nil, Policy{}, "b", ""},
 		{"wrong zone", zoned, []host.Host{change(func(h *host.Host) { h.Zone = "1" })}, nil, Policy{}, "", "a: it stands in zone 1"},
 		{"host without a zone", zoned, []host.Host{change(nil)}, nil, Policy{}, "a", ""},

@@ -20,6 +20,7 @@ const (
 	Cordoned
 	WrongPool
 	WrongIsolation
+	TooOld
 	WrongZone
 	WrongLabels
 	WrongGPU
@@ -44,6 +45,7 @@ var said = [reasons]struct{ one, many string }{
 	Cordoned:       {"is cordoned", "are cordoned"},
 	WrongPool:      {"is in another pool", "are in other pools"},
 	WrongIsolation: {"lacks the isolation", "lack the isolation"},
+	TooOld:         {"has an agent that is too old for subnets", "have agents that are too old for subnets"},
 	WrongZone:      {"stands in another zone", "stand in other zones"},
 	WrongLabels:    {"lacks the labels", "lack the labels"},
 	WrongGPU:       {"has other GPUs", "have other GPUs"},
@@ -206,6 +208,8 @@ func (a *ask) mismatch(m int32) Reason {
 		return WrongPool
 	case !slices.Contains(h.host.Isolation, c.isolation):
 		return WrongIsolation
+	case c.subnet && !h.host.Spaces:
+		return TooOld
 	case len(c.zones) > 0 && h.host.Zone != "" && !slices.Contains(c.zones, h.host.Zone):
 		return WrongZone
 	case !group.Match(p.Require, h.host.Labels):
@@ -247,6 +251,8 @@ func (a *ask) sentence(m int32, why Reason) string {
 		return "it is in pool " + h.host.Pool
 	case WrongIsolation:
 		return fmt.Sprintf("it has no %s isolation", a.c.isolation)
+	case TooOld:
+		return "its agent is of a release that knows no address spaces of virtual networks; upgrade it"
 	case WrongZone:
 		return "it stands in zone " + h.host.Zone
 	case LacksCPU:

@@ -19,6 +19,7 @@ type section struct {
 	zone      int32 // numbers of View.zones and View.domains; 0: none
 	domain    int32
 	isolation []group.Isolation
+	spaces    bool
 	gpuSKU    string
 	gpus      int64             // free on each of its hosts
 	labels    map[string]string // of each of its hosts
@@ -46,6 +47,9 @@ func (v *View) sectionOf(h *machine) int32 {
 		key = appendText(key, string(i))
 	}
 	key = append(key, '|')
+	if h.host.Spaces {
+		key = append(key, 'n')
+	}
 	if h.most.GPUs > 0 {
 		key = appendText(key, h.host.GPUSKU)
 		key = strconv.AppendInt(key, h.free.GPUs, 10)
@@ -70,7 +74,7 @@ func (v *View) sectionOf(h *machine) int32 {
 			return id
 		}
 	}
-	s := &section{pool: h.host.Pool, zone: h.zone, isolation: slices.Clone(h.host.Isolation), coarse: coarse, pack: v.policies.of(h.host.Pool).Pack}
+	s := &section{pool: h.host.Pool, zone: h.zone, isolation: slices.Clone(h.host.Isolation), spaces: h.host.Spaces, coarse: coarse, pack: v.policies.of(h.host.Pool).Pack}
 	if h.most.GPUs > 0 {
 		s.gpuSKU, s.gpus = h.host.GPUSKU, h.free.GPUs
 	}
@@ -129,6 +133,6 @@ func appendText(key []byte, s string) []byte {
 // sameTraits says whether two descriptions differ in nothing that placement looks at.
 func sameTraits(a, b *host.Host) bool {
 	return a.Pool == b.Pool && a.Zone == b.Zone && a.FaultDomain == b.FaultDomain && a.Capacity == b.Capacity && a.GPUSKU == b.GPUSKU &&
-		a.State == b.State && a.Cordoned == b.Cordoned && a.DiskFull == b.DiskFull && slices.Equal(a.Isolation, b.Isolation) &&
+		a.Spaces == b.Spaces && a.State == b.State && a.Cordoned == b.Cordoned && a.DiskFull == b.DiskFull && slices.Equal(a.Isolation, b.Isolation) &&
 		maps.Equal(a.Labels, b.Labels) && slices.Equal(a.Images, b.Images)
 }

@@ -79,7 +79,7 @@ func NewHost(name string, rule Rule, report func(group.Status)) *Host {
 		rule: rule, report: report, groups: map[string]*run{}, routes: map[string]service.Route{}, names: map[string]host.Named{}, images: map[string]host.Image{},
 		desc: host.Host{
 			Name: name, Pool: "default", Capacity: group.Resources{MilliCPU: 2000, Memory: 64 << 30},
-			Isolation: []group.Isolation{group.IsolationShared}, Version: "sim", Runtime: "sim",
+			Isolation: []group.Isolation{group.IsolationShared}, Spaces: true, Version: "sim", Runtime: "sim",
 		},
 	}
 }
