@@ -45,6 +45,9 @@ func networkPaths(ctx context.Context, o Options) (*Report, error) {
 	var first [2]sample
 	for i := range rounds + 1 {
 		for _, p := range few.paths {
+			if err := few.follow(ctx); err != nil {
+				return nil, err
+			}
 			rate, err := few.stream(p.addr)
 			if err != nil {
 				return nil, fmt.Errorf("stream by %s: %w", p.name, err)
@@ -180,11 +183,20 @@ func (p *paths) cable(hosts, plain []*namespace) error {
 	)
 }
 
+// follow does what an agent does every second.
+func (p *paths) follow(ctx context.Context) error {
+	var errs []error
+	for _, n := range p.networks {
+		errs = append(errs, n.FollowRoutes(ctx))
+	}
+	return errors.Join(errs...)
+}
+
 // openHost opens the network of a host, with its groups.
 func (p *paths) openHost(ctx context.Context, i int, h *namespace) error {
 	var n *network.Network
 	if err := h.do(func() (err error) {
-		n, err = network.Open(ctx, network.Config{Instance: fmt.Sprintf("be0%d", i), CIDR: benchRange})
+		n, err = network.Open(ctx, network.Config{Instance: fmt.Sprintf("be0%d", i), CIDR: benchRange, FastPath: true})
 		return err
 	}); err != nil {
 		return err

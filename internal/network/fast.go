@@ -179,6 +179,9 @@ func fastView(p *overlay.Plan) fastpath.View {
 // fastAdmit makes the way around the stack for what an overlay has. What cannot be had of it is no error; that somebody
 // cannot be taken out is.
 func (n *Network) fastAdmit(p *overlay.Plan) error {
+	if !n.cfg.FastPath {
+		return nil
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if err := n.fastBegin(p); err != nil {

@@ -50,11 +50,18 @@ func (h *hostWorld) anyFast(when string, from *os.File, to netip.Addr) {
 func (h *hostWorld) goesFast(when string, c *call, want bool) {
 	h.t.Helper()
 	h.follow()
-	before := h.slowPackets()
-	if _, _, err := c.say(); err != nil {
-		h.t.Errorf("%s: %v", when, err)
+	fast := false
+	for range 3 { // the last packets of a connection before go slowly
+		before := h.slowPackets()
+		if _, _, err := c.say(); err != nil {
+			h.t.Errorf("%s: %v", when, err)
+			return
+		}
+		if fast = h.slowPackets() == before; fast {
+			break
+		}
 	}
-	if fast := h.slowPackets() == before; fast != want {
+	if fast != want {
 		h.t.Errorf("%s: goes around the stack: %v, want %v", when, fast, want)
 	}
 }

@@ -202,10 +202,10 @@ func onlyGood(t *testing.T, taps map[string]*tap, good map[string]bool) {
 // forgery are two hosts with two groups of network 7, one of 8 and taps at all of them; everything has been fast.
 func forgery(t *testing.T) (f *fleet, taps map[string]*tap) {
 	t.Helper()
-	f = newFleet(t, 2, 1500)
+	f = newFleet(t, 3, 1500) // the third has no groups
 	f.connect()
 	a, b := f.hosts[0], f.hosts[1]
-	for _, h := range f.hosts {
+	for _, h := range f.hosts[:2] {
 		h.group(1, 7)
 		h.group(2, 7)
 		h.group(3, 8)
@@ -215,7 +215,7 @@ func forgery(t *testing.T) (f *fleet, taps map[string]*tap) {
 	a.anyFast("before", a.ns[1], b.addr(1))
 	b.anyFast("before", b.ns[1], a.addr(1))
 	taps = map[string]*tap{}
-	for _, h := range f.hosts {
+	for _, h := range f.hosts[:2] {
 		for i := uint32(1); i <= 3; i++ {
 			taps[fmt.Sprintf("%d.%d", h.number, i)] = h.tap(h.ns[i])
 		}
@@ -299,6 +299,12 @@ func TestFastPathForgedOnWire(t *testing.T) {
 	b.inject(stranger, "uplink", put(stranger, netip.MustParseAddr("192.0.2.99"), 1007, a.direct(b, b.addr(1), a.addr(1), "bad: a stranger")))
 	for _, from := range []string{"10.99.9.9", "10.99.1.2", "10.99.1.200", "203.0.113.9", "10.99.0.1", "192.0.2.11"} {
 		send(fromPeer(1007, a.direct(b, netip.MustParseAddr(from), a.addr(1), "bad: from "+from)))
+	}
+	// Hosts trust each other to speak for third ones; around the stack they do not.
+	slow := a.deviceRx()
+	send(fromPeer(1007, a.direct(b, netip.MustParseAddr("10.99.3.1"), a.addr(1), "a third host's")))
+	if _, came := taps["1.1"].until("a third host's"); !came || a.deviceRx() == slow {
+		t.Errorf("what a peer says that a third host's group has sent: came %v, around the stack %v", came, a.deviceRx() == slow)
 	}
 	for _, vni := range []uint32{0, 1006, 1008, 4242, 1<<24 - 1} {
 		send(fromPeer(vni, a.direct(b, b.addr(1), a.addr(1), fmt.Sprint("bad: id ", vni))))

@@ -112,6 +112,14 @@ func TestFastPathFollowsRoutes(t *testing.T) {
 	}
 	a.goesFast("with the route again", talk, true)
 
+	// What the machine may have to encrypt goes through the stack. This policy asks for it where it can be had.
+	policy := &netlink.XfrmPolicy{Src: a.only().Dst, Dst: b.only().Dst, Dir: netlink.XFRM_DIR_OUT, Tmpls: []netlink.XfrmPolicyTmpl{
+		{Src: a.underlay().AsSlice(), Dst: b.underlay().AsSlice(), Proto: netlink.XFRM_PROTO_ESP, Mode: netlink.XFRM_MODE_TRANSPORT, Optional: 1}}}
+	a.in(a.host, func() error { return netlink.XfrmPolicyAdd(policy) })
+	a.goesFast("with a policy of encryption", talk, false)
+	a.in(a.host, func() error { return netlink.XfrmPolicyDel(policy) })
+	a.goesFast("without it again", talk, true)
+
 	// When nobody looks after the ways any more, packets take the stack after a while.
 	slow := false
 	for deadline := time.Now().Add(30 * time.Second); !slow && time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {

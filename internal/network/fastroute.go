@@ -44,8 +44,12 @@ func (n *Network) FollowRoutes(ctx context.Context) error {
 // are is said when it changes.
 func (n *Network) fastWays() map[netip.Addr]fastpath.Peer {
 	ways, slow, devices := map[netip.Addr]fastpath.Peer{}, map[netip.Addr]string{}, map[uint32]uplink{}
+	policies := n.encrypts()
 	for _, a := range n.fast.peers {
 		to, err := n.wayTo(a, devices)
+		if policies != nil {
+			err = policies
+		}
 		if err == nil {
 			err = n.fastDevice(to.Ifindex, ingress, n.fast.path.FromWire)
 		}
@@ -60,6 +64,21 @@ func (n *Network) fastWays() map[netip.Addr]fastpath.Peer {
 	}
 	n.fast.slow = slow
 	return ways
+}
+
+// encrypts says why packets between hosts may not go around the stack: the machine may have to encrypt them, or take no others.
+func (n *Network) encrypts() error {
+	if n.xfrm == nil {
+		return nil
+	}
+	list, err := whole(func() ([]netlink.XfrmPolicy, error) { return n.xfrm.XfrmPolicyList(unix.AF_INET) })
+	if err != nil {
+		return fmt.Errorf("list policies of encryption: %w", err)
+	}
+	if len(list) > 0 {
+		return errors.New("the machine has policies of encryption (IPsec)")
+	}
+	return nil
 }
 
 // mostTold bounds how many hosts a line names.

@@ -46,7 +46,7 @@ func newFleet(t *testing.T, n, mtu int) *fleet {
 	}
 	f := &fleet{T: t, wire: newNS(t), mtu: mtu}
 	if err := within1(f.wire, func() error {
-		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "wire", MTU: mtu}}); err != nil {
+		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "wire", MTU: mtu}, MulticastSnooping: new(bool)}); err != nil {
 			return err
 		}
 		return up("wire", "192.0.2.1/24")

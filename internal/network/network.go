@@ -33,6 +33,8 @@ type Config struct {
 	CIDR     netip.Prefix   // addresses of groups; its first address is the gateway (see ChooseCIDR)
 	Public   []netip.Prefix // addresses that groups of type Public get; none: no public addresses
 	Log      *slog.Logger
+	// FastPath leads TCP between groups around the stack where there is an overlay, past the machine's own firewall: package fastpath.
+	FastPath bool
 }
 
 // Slot is a ready-made sandbox network: a veth pair and an address, in a network namespace that nothing else uses.
@@ -62,6 +64,7 @@ type Network struct {
 
 	home  *os.File        // the network namespace of the machine
 	route *netlink.Handle // slow paths: listing
+	xfrm  *netlink.Handle // nil: the kernel encrypts nothing
 
 	mu   sync.Mutex // guards nf, have and fast: batches are serial in the kernel anyway
 	nf   *socket
@@ -127,6 +130,9 @@ func (n *Network) dial() error {
 	if n.route, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return fmt.Errorf("open route socket: %w", err)
 	}
+	if n.xfrm, err = netlink.NewHandle(unix.NETLINK_XFRM); err != nil {
+		n.xfrm = nil // there is no such family
+	}
 	if n.rt, err = dial(unix.NETLINK_ROUTE); err != nil {
 		return err
 	}
@@ -188,6 +194,9 @@ func (n *Network) Close() error {
 	var errs []error
 	if n.route != nil {
 		n.route.Close()
+	}
+	if n.xfrm != nil {
+		n.xfrm.Close()
 	}
 	if n.home != nil {
 		errs = append(errs, n.home.Close())

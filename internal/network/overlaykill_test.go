@@ -239,7 +239,7 @@ func TestOverlayHelper(t *testing.T) {
 	if os.Getenv(helperEnv) == "" {
 		t.Skip("runs only as a part of other tests")
 	}
-	n, err := Open(context.Background(), Config{Instance: "00aa", CIDR: testCIDR, Public: []netip.Prefix{testPublic}})
+	n, err := Open(context.Background(), Config{Instance: "00aa", CIDR: testCIDR, Public: []netip.Prefix{testPublic}, FastPath: true})
 	if err != nil {
 		t.Fatal(err)
 	}

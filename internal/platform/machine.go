@@ -46,7 +46,7 @@ func openHost(ctx context.Context, site *site, report func(group.Status)) (_ *ma
 	if err != nil {
 		return nil, fmt.Errorf("open images: %w", err)
 	}
-	h.network, err = network.Open(ctx, network.Config{Instance: inst.ID, CIDR: inst.CIDR, Public: cfg.Public, Log: cfg.Log})
+	h.network, err = network.Open(ctx, network.Config{Instance: inst.ID, CIDR: inst.CIDR, Public: cfg.Public, Log: cfg.Log, FastPath: cfg.FastPath})
 	if err != nil {
 		return nil, fmt.Errorf("open network: %w", err)
 	}

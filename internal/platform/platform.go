@@ -44,6 +44,7 @@ type Config struct {
 	Location  string            // region name
 	Runtime   string            // parked, crun, runc or a path
 	Public    []netip.Prefix    // public addresses
+	FastPath  bool              // TCP between groups of several hosts goes around the network stack
 	Network   netip.Prefix      // groups' addresses; invalid: chosen at the first start
 	Services  netip.Prefix      // addresses of service addresses that ask for none; invalid: the controller's default
 	DNSListen string            // HOST:PORT, "": only inside groups

@@ -72,6 +72,9 @@ func fromGroup(m *maps, w Way) asm.Instructions {
 	c.add(asm.JNE.Imm(asm.R0, 0, "known"), asm.JEq.Imm(asm.R9, tcpSYN, "allowed"), asm.Ja.Label("pass"))
 	c.label("known", asm.LoadMem(asm.R1, asm.R0, flowState, asm.Word))
 	c.add(asm.JNE.Imm(asm.R1, flowDirect, "pass"))
+	c.load(asm.R1, asm.R0, flowEnded, asm.Word)
+	c.add(asm.JNE.Imm(asm.R1, endedBoth, "lives"), asm.JNE.Imm(asm.R9, tcpSYN, "pass")) // the ports may be another's, by a service address
+	c.label("lives", asm.Mov.Imm(asm.R1, 0))
 	c.used()
 	c.ending(ethLen)
 	c.label("allowed", asm.Mov.Imm(asm.R1, 0))
