@@ -3,6 +3,7 @@ package network
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -18,6 +19,9 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"spillway.dev/spillway/internal/fault"
+	"spillway.dev/spillway/internal/network/overlay"
 )
 
 // cable connects two hosts by a second way, over which each reaches the other's underlay.
@@ -326,7 +330,14 @@ func TestFastPathFences(t *testing.T) {
 			t.Fatal("nothing comes before the peer is withdrawn")
 		}
 	}
-	a.see()
+	// That what comes after it fails does not matter: another's device is in the way of a network.
+	a.in(a.host, func() error {
+		return netlink.LinkAdd(&netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: "another's"}, VxlanId: 4711, Port: overlay.DefaultPort})
+	})
+	alone := Overlay{Underlay: a.underlay(), Networks: append([]OverlayNetwork{{Number: 9, VNI: 4711}}, testNetworks...)}
+	if err := a.net.SetOverlay(t.Context(), alone); fault.KindOf(err) != fault.Conflict {
+		t.Fatalf("an overlay with another's network: %v, want a conflict", err)
+	}
 	speak("cut off")
 	a.see(b)
 	a.settled(1, b, 1)
@@ -404,6 +415,20 @@ func TestFastPathOnOneHost(t *testing.T) {
 	if n := ends() - start; n > 10 { // those of a connection before
 		t.Errorf("%d packets have taken the stack", n)
 	}
+	// What asks for the same connection again and has to take the stack is no newcomer.
+	a.speak(a.ns[2], "0.0.0.0:9001", "again")
+	talk, err := a.call(a.ns[1], "tcp4", a.addr(2).String()+":9001")
+	if err != nil {
+		t.Fatal(err)
+	}
+	far := a.tuple(1, talk, "asked again")
+	far[22], far[24], far[25], far[47] = 2, 0, 0, 2 // few hops are left
+	binary.BigEndian.PutUint16(far[24:], sumUp(far[14:34]))
+	there := a.tap(a.ns[2])
+	a.inject(a.ns[1], "eth0", far)
+	if _, came := there.until("asked again"); !came {
+		t.Error("what asks for a live connection again does not come")
+	}
 	for i := uint32(1); i <= 2; i++ {
 		if c, err := a.net.Stats(Slot{Index: i}); err != nil || c.RxBytes < 4<<20 || c.TxBytes < 4<<20 || c.RxBytes > 6<<20 || c.TxBytes > 6<<20 {
 			t.Errorf("the counters of group %d are %+v, %v, want 4 MiB each way", i, c, err)
@@ -442,8 +467,7 @@ func TestFastPathSizes(t *testing.T) {
 	f1 := s.frame()
 	f1[20] = 0x40 // do not fragment
 	f1[24], f1[25] = 0, 0
-	sum := sumUp(f1[14:34])
-	f1[24], f1[25] = byte(sum>>8), byte(sum)
+	binary.BigEndian.PutUint16(f1[24:], sumUp(f1[14:34]))
 	a.inject(a.ns[1], "eth0", f1)
 	if _, came := told.until("\x03\x04"); !came {
 		t.Error("nobody has said that a packet is too large")

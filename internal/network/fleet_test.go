@@ -49,6 +49,10 @@ func newFleet(t *testing.T, n, mtu int) *fleet {
 		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "wire", MTU: mtu}, MulticastSnooping: new(bool)}); err != nil {
 			return err
 		}
+		// A wire does not look into packets.
+		if err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte("0"), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
 		return up("wire", "192.0.2.1/24")
 	}); err != nil {
 		t.Fatal(err)
