@@ -92,7 +92,7 @@ func (h *fleetHost) limitDisk(size int) {
 // start starts the process and waits for its ready line.
 func (h *fleetHost) start(args ...string) {
 	h.Helper()
-	h.cmd = h.on.command(h.bin.spillway, append([]string{"agent", "--data-dir", h.dir, "--pool", "2"}, append(h.args, args...)...)...)
+	h.cmd = h.on.command(h.bin.spillway, append([]string{"agent", "--data-dir", h.dir, "--pool", "2", "--fast-path"}, append(h.args, args...)...)...)
 	h.cmd.Env = append(append(os.Environ(), "SPILLWAY_KEEPER="+h.bin.keeper, "SPILLWAY_CLOCK="+h.clock()), h.env...)
 	h.cmd.Stderr = h.log
 	stdout, err := h.cmd.StdoutPipe()

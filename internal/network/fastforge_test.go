@@ -284,6 +284,30 @@ func TestFastPathForgedByGroups(t *testing.T) {
 	}
 }
 
+// broken is what may be wrong with an envelope and what is in it.
+var broken = map[string]func([]byte){
+	"outer header of 16 bytes": func(f []byte) { f[outerIPAt] = 0x44 },
+	"outer header too long":    func(f []byte) { f[outerIPAt] = 0x4f },
+	"outer version":            func(f []byte) { f[outerIPAt] = 0x65 },
+	"outer first fragment":     func(f []byte) { f[outerIPAt+6] = 0x20 },
+	"outer last fragment":      func(f []byte) { f[outerIPAt+7] = 9 },
+	"outer longer":             func(f []byte) { f[outerIPAt+2]++ },
+	"outer shorter":            func(f []byte) { f[outerIPAt+3] -= 8 },
+	"another machine's":        func(f []byte) { f[outerIPAt+19]++ },
+	"another port":             func(f []byte) { f[udpAt+3]++ },
+	"UDP longer":               func(f []byte) { f[udpAt+4]++ },
+	"UDP shorter":              func(f []byte) { f[udpAt+5] -= 8 },
+	"UDP checksum":             func(f []byte) { f[udpAt+6] = 1 },
+	"VXLAN without its flag":   func(f []byte) { f[vxlanAt] = 0 },
+	"VXLAN reserved":           func(f []byte) { f[vxlanAt+1] = 1 },
+	"inner receiver":           func(f []byte) { f[innerAt+5]++ },
+	"inner protocol":           func(f []byte) { f[innerAt+12] = 0x88 },
+	"inner header of 16 bytes": func(f []byte) { f[innerIPAt] = 0x44 },
+	"inner header too long":    func(f []byte) { f[innerIPAt] = 0x4f },
+	"inner longer":             func(f []byte) { f[innerIPAt+2]++ },
+	"inner shorter":            func(f []byte) { f[innerIPAt+3] = 19 },
+}
+
 // TestFastPathForgedOnWire: what comes from other machines and says that it is direct, and is not what a peer's group sends.
 func TestFastPathForgedOnWire(t *testing.T) {
 	t.Parallel()
@@ -310,28 +334,7 @@ func TestFastPathForgedOnWire(t *testing.T) {
 		send(fromPeer(vni, a.direct(b, b.addr(1), a.addr(1), fmt.Sprint("bad: id ", vni))))
 	}
 	send(fromPeer(1007, a.direct(b, b.addr(1), a.addr(3), "bad: into another network")), fromPeer(1008, a.direct(b, b.addr(3), a.addr(1), "bad: from another network")))
-	for name, change := range map[string]func([]byte){
-		"outer header of 16 bytes": func(f []byte) { f[outerIPAt] = 0x44 },
-		"outer header too long":    func(f []byte) { f[outerIPAt] = 0x4f },
-		"outer version":            func(f []byte) { f[outerIPAt] = 0x65 },
-		"outer first fragment":     func(f []byte) { f[outerIPAt+6] = 0x20 },
-		"outer last fragment":      func(f []byte) { f[outerIPAt+7] = 9 },
-		"outer longer":             func(f []byte) { f[outerIPAt+2]++ },
-		"outer shorter":            func(f []byte) { f[outerIPAt+3] -= 8 },
-		"another machine's":        func(f []byte) { f[outerIPAt+19]++ },
-		"another port":             func(f []byte) { f[udpAt+3]++ },
-		"UDP longer":               func(f []byte) { f[udpAt+4]++ },
-		"UDP shorter":              func(f []byte) { f[udpAt+5] -= 8 },
-		"UDP checksum":             func(f []byte) { f[udpAt+6] = 1 },
-		"VXLAN without its flag":   func(f []byte) { f[vxlanAt] = 0 },
-		"VXLAN reserved":           func(f []byte) { f[vxlanAt+1] = 1 },
-		"inner receiver":           func(f []byte) { f[innerAt+5]++ },
-		"inner protocol":           func(f []byte) { f[innerAt+12] = 0x88 },
-		"inner header of 16 bytes": func(f []byte) { f[innerIPAt] = 0x44 },
-		"inner header too long":    func(f []byte) { f[innerIPAt] = 0x4f },
-		"inner longer":             func(f []byte) { f[innerIPAt+2]++ },
-		"inner shorter":            func(f []byte) { f[innerIPAt+3] = 19 },
-	} {
+	for name, change := range broken {
 		g := fromPeer(1007, a.direct(b, b.addr(1), a.addr(1), "bad: "+name))
 		change(g)
 		for _, at := range []int{outerIPAt, innerIPAt} { // nothing is wrong but what is meant
