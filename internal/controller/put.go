@@ -144,13 +144,14 @@ func (c *Controller) write(ctx context.Context, g *group.Group, revision int64, 
 		return Result{}, fmt.Errorf("store group %s: %w", g.Ref.Name, err)
 	}
 	// gofail: var commitAfter struct{}
-	if c.putGroup(g, next) { // else the store's watch was faster and has told the host
-		c.assign(g)
-		runtime.Gosched() // its host goes first: the answer would keep this processor for another tenth of a millisecond
-	}
+	fresh := c.putGroup(g, next)
 	res := Result{View: arm.View{Group: g}, Created: revision == 0, Changed: true}
 	if e := c.lookup(g.Ref); e != nil && e.group.UID == g.UID {
-		res.View.Status = e.status
+		res.View.Status = e.status // as it is before its host hears of it: what a write answers depends on no host's speed
+	}
+	if fresh { // else the store's watch was faster and has told the host
+		c.assign(g)
+		runtime.Gosched() // its host goes first: the answer would keep this processor for another tenth of a millisecond
 	}
 	return res, nil
 }
