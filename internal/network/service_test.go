@@ -159,12 +159,14 @@ func TestServiceBalances(t *testing.T) {
 			}
 		}
 	}
-	s.Sticky = true
+	// At another address: a datagram from a port that was used before goes where its predecessors went.
+	const sticky = "10.96.0.11"
+	s.Sticky, s.Addr = true, netip.MustParseAddr(sticky)
 	w.set(s)
 	first := map[string]string{}
 	for _, network := range []string{"tcp4", "udp4"} {
 		for range 20 {
-			name, _, err := w.who(w.ns[1], network, cluster+":80")
+			name, _, err := w.who(w.ns[1], network, sticky+":80")
 			if err != nil {
 				t.Fatal(err)
 			}
