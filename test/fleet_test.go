@@ -67,10 +67,11 @@ func prepareHost(t *testing.T, on *machine) *fleetHost {
 	if err != nil {
 		t.Fatal(err)
 	}
+	h := &fleetHost{T: t, name: on.name, on: on, dir: dir, bin: bin, args: []string{"--fast-path"}, log: log}
 	if older := os.Getenv("SPILLWAY_OLD"); older != "" { // a directory with spillway and spillway-keeper of an earlier release
-		bin = binaries{spillway: filepath.Join(older, "spillway"), keeper: filepath.Join(older, "spillway-keeper")}
+		h.bin, h.args = binaries{spillway: filepath.Join(older, "spillway"), keeper: filepath.Join(older, "spillway-keeper")}, nil
 	}
-	return &fleetHost{T: t, name: on.name, on: on, dir: dir, bin: bin, log: log}
+	return h
 }
 
 // join starts the host with a token.
@@ -92,7 +93,7 @@ func (h *fleetHost) limitDisk(size int) {
 // start starts the process and waits for its ready line.
 func (h *fleetHost) start(args ...string) {
 	h.Helper()
-	h.cmd = h.on.command(h.bin.spillway, append([]string{"agent", "--data-dir", h.dir, "--pool", "2", "--fast-path"}, append(h.args, args...)...)...)
+	h.cmd = h.on.command(h.bin.spillway, append([]string{"agent", "--data-dir", h.dir, "--pool", "2"}, append(h.args, args...)...)...)
 	h.cmd.Env = append(append(os.Environ(), "SPILLWAY_KEEPER="+h.bin.keeper, "SPILLWAY_CLOCK="+h.clock()), h.env...)
 	h.cmd.Stderr = h.log
 	stdout, err := h.cmd.StdoutPipe()

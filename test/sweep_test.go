@@ -24,7 +24,7 @@ var (
 	networkPoints     = []string{"networkStored"}
 	evictionPoints    = []string{"evictBefore", "evictAfter", "moveBefore", "moveAfter"}
 	// Of several hosts; internal/network arms them itself.
-	overlayPoints      = []string{"overlayFenced", "overlayUnruled", "overlayMade", "overlayRouted"}
+	overlayPoints      = []string{"overlayFenced", "overlayUnruled", "overlayMade", "overlayRouted", "fastLinked", "fastHooked", "fastFenced"}
 	recoveryPoints     = []string{"adoptMiddle", "sweepMiddle"}
 	keeperCreatePoints = []string{"keeperParked", "keeperStartRecorded", "keeperStartExecuted"}
 	keeperDeletePoints = []string{"keeperExitSeen", "keeperExitSaved", "keeperForgetting", "keeperUnparking"}
