@@ -69,13 +69,8 @@ func (h *hostWorld) goesFast(when string, c *call, want bool) {
 // TestFastPath follows connections between groups of two hosts over what may happen to them.
 func TestFastPath(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, 2, 1500)
-	f.connect()
-	a, b := f.hosts[0], f.hosts[1]
-	a.group(1, 7)
-	b.group(1, 7)
+	_, a, b := newPair(t)
 	b.group(2, 8)
-	a.settled(1, b, 1)
 	to := b.addr(1).String() + ":8080"
 	talk, err := a.call(a.ns[1], "tcp4", to)
 	if err != nil {
@@ -140,13 +135,8 @@ func TestFastPath(t *testing.T) {
 // a direct one that has the ports of one by a service address leaves that alone.
 func TestFastPathReusedPort(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, 2, 1500)
-	f.connect()
-	a, b := f.hosts[0], f.hosts[1]
-	a.group(1, 7)
+	_, a, b := newPair(t)
 	a.group(2, 7)
-	b.group(1, 7)
-	a.settled(1, b, 1)
 	for _, endpoint := range []netip.Addr{b.addr(1), a.addr(2)} {
 		to := endpoint.String() + ":8080"
 		a.world.set(both(7, to))

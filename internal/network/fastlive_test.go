@@ -28,26 +28,7 @@ import (
 // mirror answers connections with what they say, until they end.
 func (h *hostWorld) mirror(ns *os.File, at string) {
 	h.t.Helper()
-	h.in(ns, func() error {
-		l, err := net.Listen("tcp4", at)
-		if err != nil {
-			return err
-		}
-		h.t.Cleanup(func() { l.Close() })
-		go func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				go func() {
-					defer c.Close()
-					_, _ = io.Copy(c, c)
-				}()
-			}
-		}()
-		return nil
-	})
+	h.answer(ns, at, func(c net.Conn) { _, _ = io.Copy(c, c) })
 }
 
 // through sends much over one connection, and expects all of it back.
@@ -80,13 +61,8 @@ func through(ns *os.File, to string, size int) error {
 // TestFastPathForgets: connections go on, both ways and with much in them, when what is known of them is lost all the time.
 func TestFastPathForgets(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, 2, 1500)
-	f.connect()
-	a, b := f.hosts[0], f.hosts[1]
-	a.group(1, 7)
+	f, a, b := newPair(t)
 	a.group(2, 7)
-	b.group(1, 7)
-	a.settled(1, b, 1)
 	for _, h := range f.hosts {
 		h.mirror(h.ns[1], "0.0.0.0:9000")
 	}
@@ -194,12 +170,7 @@ func has(t *testing.T, what string, frames [][]byte, text string) {
 // returns, though the peer knows nothing of it.
 func TestFastPathFences(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, 2, 1500)
-	f.connect()
-	a, b := f.hosts[0], f.hosts[1]
-	a.group(1, 7)
-	b.group(1, 7)
-	a.settled(1, b, 1)
+	_, a, b := newPair(t)
 	talk, err := a.call(a.ns[1], "tcp4", b.addr(1).String()+":8080")
 	if err != nil {
 		t.Fatal(err)
@@ -378,13 +349,8 @@ func TestFastPathSizes(t *testing.T) {
 // in; when that has ended it is.
 func TestFastPathLiveConnection(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, 2, 1500)
-	f.connect()
-	a, b := f.hosts[0], f.hosts[1]
-	a.group(1, 7)
+	_, a, b := newPair(t)
 	a.group(2, 7)
-	b.group(1, 7)
-	a.settled(1, b, 1)
 	dial := func(to string, within time.Duration) (c net.Conn, err error) {
 		err = within1(a.ns[1], func() (err error) {
 			d := net.Dialer{Timeout: within, LocalAddr: &net.TCPAddr{IP: a.addr(1).AsSlice(), Port: 33_334}, Control: func(_, _ string, c syscall.RawConn) error {

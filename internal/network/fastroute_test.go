@@ -52,12 +52,7 @@ func (h *hostWorld) sent(device string) (n uint64) {
 // TestFastPathFollowsRoutes: the way to a peer becomes another in the middle of a connection, goes away, and comes back.
 func TestFastPathFollowsRoutes(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, 2, 1500)
-	f.connect()
-	a, b := f.hosts[0], f.hosts[1]
-	a.group(1, 7)
-	b.group(1, 7)
-	a.settled(1, b, 1)
+	f, a, b := newPair(t)
 	talk, err := a.call(a.ns[1], "tcp4", b.addr(1).String()+":8080")
 	if err != nil {
 		t.Fatal(err)

@@ -39,6 +39,18 @@ type hostWorld struct {
 // testNetworks are networks with their VXLAN ids.
 var testNetworks = []OverlayNetwork{{Number: 7, VNI: 1007}, {Number: 8, VNI: 1008}}
 
+// newPair makes two hosts with a group of network 7 each, number 1, that reach each other.
+func newPair(t *testing.T) (f *fleet, a, b *hostWorld) {
+	t.Helper()
+	f = newFleet(t, 2, 1500)
+	f.connect()
+	a, b = f.hosts[0], f.hosts[1]
+	a.group(1, 7)
+	b.group(1, 7)
+	a.settled(1, b, 1)
+	return f, a, b
+}
+
 func newFleet(t *testing.T, n, mtu int) *fleet {
 	t.Helper()
 	if os.Getuid() != 0 {
@@ -212,8 +224,8 @@ func echo(ns *os.File, to netip.Addr, size int) bool {
 	return err == nil
 }
 
-// swallow reads connections to their end and answers with a digest of what came.
-func (h *hostWorld) swallow(ns *os.File, at string) {
+// answer takes connections until the test ends, and closes each when it has been answered.
+func (h *hostWorld) answer(ns *os.File, at string, how func(net.Conn)) {
 	h.t.Helper()
 	h.in(ns, func() error {
 		l, err := net.Listen("tcp4", at)
@@ -229,13 +241,21 @@ func (h *hostWorld) swallow(ns *os.File, at string) {
 				}
 				go func() {
 					defer c.Close()
-					sum := sha256.New()
-					_, _ = io.Copy(sum, c)
-					_, _ = c.Write(sum.Sum(nil))
+					how(c)
 				}()
 			}
 		}()
 		return nil
+	})
+}
+
+// swallow reads connections to their end and answers with a digest of what came.
+func (h *hostWorld) swallow(ns *os.File, at string) {
+	h.t.Helper()
+	h.answer(ns, at, func(c net.Conn) {
+		sum := sha256.New()
+		_, _ = io.Copy(sum, c)
+		_, _ = c.Write(sum.Sum(nil))
 	})
 }
 

@@ -71,13 +71,8 @@ func mtuOf(t *testing.T, ns *os.File) (mtu int) {
 // TestOverlayForgery sends what hosts and groups must not.
 func TestOverlayForgery(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, 2, 1500)
-	f.connect()
-	a, b := f.hosts[0], f.hosts[1]
-	a.group(1, 7)
-	b.group(1, 7)
+	f, a, b := newPair(t)
 	b.group(2, 7)
-	a.settled(1, b, 1)
 	stranger := f.plug("192.0.2.66")
 	a.ns[9] = newNS(t)
 	if err := a.net.Attach(context.Background(), Slot{Index: 9, Addr: a.addr(9), NetNS: a.ns[9]}); err != nil {
@@ -127,13 +122,8 @@ func TestOverlayForgery(t *testing.T) {
 // TestOverlayKeepsGroupsFromHosts: groups reach no host of the fleet, and take no address of another group.
 func TestOverlayKeepsGroupsFromHosts(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, 2, 1500)
-	f.connect()
-	a, b := f.hosts[0], f.hosts[1]
-	a.group(1, 7)
-	b.group(1, 7)
+	f, a, b := newPair(t)
 	b.group(2, 7)
-	a.settled(1, b, 1)
 	stranger := f.plug("192.0.2.66")
 	b.serve(b.host, "0.0.0.0:9100")
 	a.expect("a group to a peer", a.ns[1], b.underlay().String()+":9100", "")

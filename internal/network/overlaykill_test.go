@@ -24,12 +24,7 @@ import (
 // TestOverlayIsAdopted closes and opens again, as a restart does.
 func TestOverlayIsAdopted(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, 2, 1500)
-	f.connect()
-	a, b := f.hosts[0], f.hosts[1]
-	a.group(1, 7)
-	b.group(1, 7)
-	a.settled(1, b, 1)
+	_, a, b := newPair(t)
 	talk, err := a.call(a.ns[1], "tcp4", b.addr(1).String()+":8080")
 	if err != nil {
 		t.Fatal(err)
@@ -197,12 +192,7 @@ func (h *hostWorld) leftovers() string {
 // TestOverlayOfTwoInstances has two platforms on one machine, each with an overlay; one goes.
 func TestOverlayOfTwoInstances(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, 2, 1500)
-	f.connect()
-	a, b := f.hosts[0], f.hosts[1]
-	a.group(1, 7)
-	b.group(1, 7)
-	a.settled(1, b, 1)
+	_, a, b := newPair(t)
 	var other *Network
 	a.in(a.host, func() (err error) {
 		other, err = Open(context.Background(), Config{Instance: "00bb", CIDR: netip.MustParsePrefix("10.98.0.0/16")})
