@@ -39,7 +39,7 @@ var mutants = []mutant{
 	{"a false address is believed", "internal/controller/report.go",
 		"c.truthful(name, e.group, &s)", "", []string{simulation}},
 	{"an address block is given twice", "internal/controller/overlay.go",
-		"!taken[b] {", "i >= 0 {", []string{simulation}},
+		"!taken[b] && ", "i >= 0 && ", []string{simulation}},
 	{"what a group holds is forgotten", "internal/controller/wait.go",
 		"if e.holds() {\n\t\tc.idx.fleet.Assign(g)", "if e.holds() && e.status != nil {\n\t\tc.idx.fleet.Assign(g)", []string{simulation}},
 	{"a running group's anti-affinity does not bind newcomers", "internal/place/selector.go",
@@ -56,6 +56,11 @@ var mutants = []mutant{
 		"if p == nil || p.host != id.Name {", "if p == nil {", []string{"./internal/hostlink"}},
 	{"a join token is good twice", "internal/controller/join.go",
 		"store.Op{Key: store.JoinTokenKey(t.ID), Kind: store.Delete, If: used})", "store.Op{Key: store.JoinTokenKey(t.ID), Kind: store.Check, If: used})", []string{"./internal/controller", "-run", "TestTokens"}},
+	{"the fast path leads from one network into another", "internal/network/fastpath/program.go",
+		"\tc.load(asm.R2, asm.RFP, atNetwork, asm.Word)\n\tc.add(asm.JNE.Reg(asm.R1, asm.R2, \"pass\"))\n\tc.target()\n\tc.fits(innerIP,",
+		"\tc.target()\n\tc.fits(innerIP,", []string{"./internal/network", "-run", "TestFastPathForgedOnWire"}},
+	{"a withdrawn peer stays on the fast path", "internal/network/fastpath/fastpath.go",
+		"func (p *Path) Fence(v View) error {", "func (p *Path) Fence(v View) error {\n\tif len(v.Peers) == 0 {\n\t\treturn nil\n\t}", []string{"./internal/network", "-run", "TestFastPathFences"}},
 	{"a removed host's certificate is let in", "internal/controller/join.go",
 		"r == nil || r.UID == \"\" || r.UID != uid", "r == nil && uid == \"\"", []string{"./internal/controller", "-run", "TestHostIsForgotten"}},
 }
@@ -84,6 +89,14 @@ func main() {
 	}
 }
 
+// fits says whether the rule is where it was.
+func (m mutant) fits(source string) error {
+	if strings.Count(source, m.old) != 1 {
+		return fmt.Errorf("%s does not have %q once", m.file, m.old)
+	}
+	return nil
+}
+
 // try runs the tests against the broken source.
 func (m mutant) try() (caught bool, by string, err error) {
 	path, err := filepath.Abs(m.file)
@@ -94,8 +107,8 @@ func (m mutant) try() (caught bool, by string, err error) {
 	if err != nil {
 		return false, "", err
 	}
-	if strings.Count(string(body), m.old) != 1 {
-		return false, "", fmt.Errorf("%s does not have %q once", m.file, m.old)
+	if err := m.fits(string(body)); err != nil {
+		return false, "", err
 	}
 	dir, err := os.MkdirTemp("", "mutant-")
 	if err != nil {
