@@ -1,7 +1,6 @@
 package arm
 
 import (
-	"encoding/json"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -46,23 +45,7 @@ func goldenAddress(t *testing.T, path string) {
 	if !a.IP.IsValid() {
 		a.IP = netip.MustParseAddr("100.64.0.1")
 	}
-	got, err := json.MarshalIndent(RenderAddress(AddressView{Address: a, Status: service.Status{Ready: 2}}), "", "  ")
-	if err != nil {
-		t.Fatal(err)
-	}
-	got = append(got, '\n')
-	if *update {
-		if err := os.WriteFile(path+".response.json", got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path + ".response.json")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), string(got)); diff != "" {
-		t.Errorf("answer differs (-want +got):\n%s", diff)
-	}
+	got := sameAsFile(t, path, RenderAddress(AddressView{Address: a, Status: service.Status{Ready: 2}}))
 	again, err := DecodeAddress(got, vOwn, name)
 	if err != nil {
 		t.Fatalf("DecodeAddress(answer) = %v", err)

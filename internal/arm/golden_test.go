@@ -58,23 +58,7 @@ func golden(t *testing.T, name string, v Version) {
 			t.Fatal(err)
 		}
 	}
-	got, err := json.MarshalIndent(Render(view, v, g.Created), "", "  ")
-	if err != nil {
-		t.Fatal(err)
-	}
-	got = append(got, '\n')
-	if *update {
-		if err := os.WriteFile(name+".response.json", got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(name + ".response.json")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), string(got)); diff != "" {
-		t.Errorf("answer differs (-want +got):\n%s", diff)
-	}
+	got := sameAsFile(t, name, Render(view, v, g.Created))
 	if bytes.Contains(got, []byte("canary")) || bytes.Contains(got, []byte("Y2FuYXJ5")) {
 		t.Error("the answer holds a secret")
 	}
@@ -89,4 +73,27 @@ func golden(t *testing.T, name string, v Version) {
 	if diff := cmp.Diff(req, again); diff != "" {
 		t.Errorf("the answer put back means another group (-want +got):\n%s", diff)
 	}
+}
+
+// sameAsFile compares an answer with the file of the right one, or writes that when it is to be updated, and gives its text.
+func sameAsFile(t *testing.T, path string, answer any) []byte {
+	t.Helper()
+	got, err := json.MarshalIndent(answer, "", "  ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got = append(got, '\n')
+	if *update {
+		if err := os.WriteFile(path+".response.json", got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path + ".response.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), string(got)); diff != "" {
+		t.Errorf("answer differs (-want +got):\n%s", diff)
+	}
+	return got
 }

@@ -10,8 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"spillway.dev/spillway/internal/fault"
 	"spillway.dev/spillway/internal/group"
 	"spillway.dev/spillway/internal/vnet"
@@ -47,23 +45,7 @@ func goldenNetwork(t *testing.T, path string) {
 		Created: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Prefixes: req.Prefixes, Subnets: req.Subnets}
 	user := owner
 	user.Name = "web"
-	got, err := json.MarshalIndent(RenderNetwork(NetworkView{Network: n, Used: []Use{{vnet.At(n.Subnets[0].Prefix, 0), user}}}), "", "  ")
-	if err != nil {
-		t.Fatal(err)
-	}
-	got = append(got, '\n')
-	if *update {
-		if err := os.WriteFile(path+".response.json", got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path + ".response.json")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), string(got)); diff != "" {
-		t.Errorf("answer differs (-want +got):\n%s", diff)
-	}
+	got := sameAsFile(t, path, RenderNetwork(NetworkView{Network: n, Used: []Use{{vnet.At(n.Subnets[0].Prefix, 0), user}}}))
 	again, err := DecodeNetwork(got, v, filepath.Base(path))
 	if err != nil {
 		t.Fatalf("the answer put back: %v", err)

@@ -19,48 +19,15 @@ func (a *app) addressCommand() *cobra.Command {
 		a.addressListCommand(), a.addressShowCommand(), a.addressApplyCommand(), a.addressRemoveCommand())
 }
 
+var addressListing = listing[client.ServiceAddress]{(*client.Client).ListServiceAddresses, (*client.Client).GetServiceAddress, addressesView}
+
 func (a *app) addressListCommand() *cobra.Command {
-	var all bool
-	c := &cobra.Command{
-		Use: "ls", Short: "List service addresses", Args: none,
-		RunE: func(c *cobra.Command, _ []string) error {
-			api, err := a.client()
-			if err != nil {
-				return err
-			}
-			rg := ""
-			if all {
-				rg = "*"
-			}
-			list, err := api.ListServiceAddresses(c.Context(), rg)
-			if err != nil {
-				return err
-			}
-			if list == nil {
-				list = []*client.ServiceAddress{}
-			}
-			return a.emit(addressesView(list, list))
-		},
-	}
-	c.Flags().BoolVarP(&all, "all", "A", false, "of all resource groups")
-	return c
+	return addressListing.listCommand(a, &cobra.Command{Use: "ls", Short: "List service addresses"})
 }
 
 func (a *app) addressShowCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "show NAME", Short: "Show one service address", Args: names("the NAME of a service address", 1, 1), ValidArgsFunction: a.first(a.addressNames),
-		RunE: func(c *cobra.Command, args []string) error {
-			api, err := a.client()
-			if err != nil {
-				return err
-			}
-			s, err := api.GetServiceAddress(c.Context(), "", args[0])
-			if err != nil {
-				return err
-			}
-			return a.emit(addressesView([]*client.ServiceAddress{s}, s))
-		},
-	}
+	return addressListing.showCommand(a, &cobra.Command{
+		Use: "show NAME", Short: "Show one service address", Args: names("the NAME of a service address", 1, 1), ValidArgsFunction: a.first(a.addressNames)})
 }
 
 func (a *app) addressApplyCommand() *cobra.Command {

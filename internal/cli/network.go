@@ -22,48 +22,15 @@ func (a *app) networkCommand() *cobra.Command {
 		family("subnet", "Subnets of virtual networks", a.subnetListCommand(), a.subnetCreateCommand(), a.subnetRemoveCommand()))
 }
 
+var networkListing = listing[client.VirtualNetwork]{(*client.Client).ListNetworks, (*client.Client).GetNetwork, networksView}
+
 func (a *app) networkListCommand() *cobra.Command {
-	var all bool
-	c := &cobra.Command{
-		Use: "ls", Short: "List virtual networks", Args: none,
-		RunE: func(c *cobra.Command, _ []string) error {
-			api, err := a.client()
-			if err != nil {
-				return err
-			}
-			rg := ""
-			if all {
-				rg = "*"
-			}
-			list, err := api.ListNetworks(c.Context(), rg)
-			if err != nil {
-				return err
-			}
-			if list == nil {
-				list = []*client.VirtualNetwork{}
-			}
-			return a.emit(networksView(list, list))
-		},
-	}
-	c.Flags().BoolVarP(&all, "all", "A", false, "of all resource groups")
-	return c
+	return networkListing.listCommand(a, &cobra.Command{Use: "ls", Short: "List virtual networks"})
 }
 
 func (a *app) networkShowCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "show NAME", Short: "Show one virtual network", Args: names("the NAME of a virtual network", 1, 1), ValidArgsFunction: a.first(a.networkNames),
-		RunE: func(c *cobra.Command, args []string) error {
-			api, err := a.client()
-			if err != nil {
-				return err
-			}
-			n, err := api.GetNetwork(c.Context(), "", args[0])
-			if err != nil {
-				return err
-			}
-			return a.emit(networksView([]*client.VirtualNetwork{n}, n))
-		},
-	}
+	return networkListing.showCommand(a, &cobra.Command{
+		Use: "show NAME", Short: "Show one virtual network", Args: names("the NAME of a virtual network", 1, 1), ValidArgsFunction: a.first(a.networkNames)})
 }
 
 func (a *app) networkCreateCommand() *cobra.Command {

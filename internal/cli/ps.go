@@ -12,32 +12,8 @@ import (
 )
 
 func (a *app) psCommand() *cobra.Command {
-	var all bool
-	c := &cobra.Command{
-		Use:   "ps",
-		Short: "List container groups",
-		Args:  none,
-		RunE: func(c *cobra.Command, _ []string) error {
-			api, err := a.client()
-			if err != nil {
-				return err
-			}
-			rg := ""
-			if all {
-				rg = "*"
-			}
-			groups, err := api.ListGroups(c.Context(), rg)
-			if err != nil {
-				return err
-			}
-			if groups == nil {
-				groups = []*client.Group{}
-			}
-			return a.emit(groupsView(groups, groups, time.Now()))
-		},
-	}
-	c.Flags().BoolVarP(&all, "all", "A", false, "of all resource groups")
-	return c
+	l := listing[client.Group]{list: (*client.Client).ListGroups, table: func(groups []*client.Group, data any) view { return groupsView(groups, data, time.Now()) }}
+	return l.listCommand(a, &cobra.Command{Use: "ps", Short: "List container groups"})
 }
 
 // groupsView is a table of groups.

@@ -18,16 +18,12 @@ type ServiceAddress struct {
 
 // UnmarshalJSON keeps the bytes beside the fields.
 func (a *ServiceAddress) UnmarshalJSON(data []byte) error {
-	a.Raw = append(a.Raw[:0], data...)
-	return json.Unmarshal(data, &a.Address)
+	return keep(data, &a.Raw, &a.Address)
 }
 
 // MarshalJSON gives the bytes that came.
 func (a ServiceAddress) MarshalJSON() ([]byte, error) {
-	if a.Raw != nil {
-		return a.Raw, nil
-	}
-	return json.Marshal(a.Address)
+	return kept(a.Raw, a.Address)
 }
 
 // ServiceAddressPath is the path of a service address; rg as in ResourceGroupPath.

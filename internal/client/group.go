@@ -31,16 +31,12 @@ type Group struct {
 
 // UnmarshalJSON keeps the bytes beside the fields.
 func (g *Group) UnmarshalJSON(data []byte) error {
-	g.Raw = append(g.Raw[:0], data...)
-	return json.Unmarshal(data, &g.Resource)
+	return keep(data, &g.Raw, &g.Resource)
 }
 
 // MarshalJSON gives the bytes that came.
 func (g Group) MarshalJSON() ([]byte, error) {
-	if g.Raw != nil {
-		return g.Raw, nil
-	}
-	return json.Marshal(g.Resource)
+	return kept(g.Raw, g.Resource)
 }
 
 // State is the state of the group's instance view, "" when the answer had none.

@@ -19,16 +19,12 @@ type VirtualNetwork struct {
 
 // UnmarshalJSON keeps the bytes beside the fields.
 func (n *VirtualNetwork) UnmarshalJSON(data []byte) error {
-	n.Raw = append(n.Raw[:0], data...)
-	return json.Unmarshal(data, &n.Network)
+	return keep(data, &n.Raw, &n.Network)
 }
 
 // MarshalJSON gives the bytes that came.
 func (n VirtualNetwork) MarshalJSON() ([]byte, error) {
-	if n.Raw != nil {
-		return n.Raw, nil
-	}
-	return json.Marshal(n.Network)
+	return kept(n.Raw, n.Network)
 }
 
 // Subnet is a subnet as the API shows it. It marshals to exactly the JSON that came.
@@ -39,16 +35,12 @@ type Subnet struct {
 
 // UnmarshalJSON keeps the bytes beside the fields.
 func (s *Subnet) UnmarshalJSON(data []byte) error {
-	s.Raw = append(s.Raw[:0], data...)
-	return json.Unmarshal(data, &s.Subnet)
+	return keep(data, &s.Raw, &s.Subnet)
 }
 
 // MarshalJSON gives the bytes that came.
 func (s Subnet) MarshalJSON() ([]byte, error) {
-	if s.Raw != nil {
-		return s.Raw, nil
-	}
-	return json.Marshal(s.Subnet)
+	return kept(s.Raw, s.Subnet)
 }
 
 // NetworkPath is the path of a virtual network; rg as in ResourceGroupPath.

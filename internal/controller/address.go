@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"sort"
 	"strings"
 
 	"spillway.dev/spillway/internal/arm"
@@ -156,7 +155,7 @@ func (c *Controller) DeleteAddress(ctx context.Context, ref group.Ref) (arm.Addr
 	for range maxAttempts {
 		e := c.lookupAddress(ref)
 		if e == nil {
-			return arm.AddressView{}, c.missingAddress(ref)
+			return arm.AddressView{}, c.missing(arm.AddressType, ref)
 		}
 		key := addressKey(e.address.Ref)
 		revision, err := c.cfg.Store.Commit(ctx, store.Op{Key: key, Kind: store.Delete, If: e.revision},
@@ -183,14 +182,7 @@ func (c *Controller) Address(ref group.Ref) (arm.AddressView, error) {
 	if e := c.lookupAddress(ref); e != nil {
 		return e.view(), nil
 	}
-	return arm.AddressView{}, c.missingAddress(ref)
-}
-
-func (c *Controller) missingAddress(ref group.Ref) error {
-	if _, err := c.ResourceGroup(ref.Subscription, ref.ResourceGroup); err != nil {
-		return err
-	}
-	return fault.New(fault.NotFound, "ResourceNotFound", "The Resource '%s/%.80s' under resource group '%.90s' was not found.", arm.AddressType, ref.Name, ref.ResourceGroup)
+	return arm.AddressView{}, c.missing(arm.AddressType, ref)
 }
 
 // Addresses gives the chosen service addresses, ordered by resource group and name.
@@ -202,18 +194,7 @@ func (c *Controller) Addresses(filter Filter) []arm.AddressView {
 
 // addressViews is Addresses with the lock held.
 func (c *Controller) addressViews(filter Filter) []arm.AddressView {
-	var keys []string
-	for k, e := range c.idx.addresses.all {
-		if filter.Match(e.address.Ref) {
-			keys = append(keys, k)
-		}
-	}
-	sort.Strings(keys)
-	out := make([]arm.AddressView, 0, len(keys))
-	for _, k := range keys {
-		out = append(out, c.idx.addresses.all[k].view())
-	}
-	return out
+	return chosen(c.idx.addresses.all, filter, func(e *addressEntry) group.Ref { return e.address.Ref }, (*addressEntry).view)
 }
 
 // WatchAddresses is Watch for service addresses.

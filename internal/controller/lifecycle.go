@@ -52,15 +52,15 @@ func (c *Controller) Get(ref group.Ref) (arm.View, error) {
 	if e := c.lookup(ref); e != nil {
 		return e.view(), nil
 	}
-	return arm.View{}, c.missing(ref)
+	return arm.View{}, c.missing(arm.GroupType, ref)
 }
 
 // missing says what of a reference does not exist.
-func (c *Controller) missing(ref group.Ref) error {
+func (c *Controller) missing(kind string, ref group.Ref) error {
 	if _, err := c.ResourceGroup(ref.Subscription, ref.ResourceGroup); err != nil {
 		return err
 	}
-	return fault.New(fault.NotFound, "ResourceNotFound", "The Resource '%s/%.80s' under resource group '%.90s' was not found.", arm.GroupType, ref.Name, ref.ResourceGroup)
+	return fault.New(fault.NotFound, "ResourceNotFound", "The Resource '%s/%.80s' under resource group '%.90s' was not found.", kind, ref.Name, ref.ResourceGroup)
 }
 
 // change reads a group, lets edit make its successor and writes that; nil from edit means that nothing is to do.
@@ -68,7 +68,7 @@ func (c *Controller) change(ctx context.Context, ref group.Ref, edit func(e *ent
 	for range maxAttempts {
 		e := c.lookup(ref)
 		if e == nil {
-			return Result{}, c.missing(ref)
+			return Result{}, c.missing(arm.GroupType, ref)
 		}
 		g, err := edit(e)
 		if err != nil {

@@ -2,7 +2,7 @@ package controller
 
 import (
 	"context"
-	"sort"
+	"slices"
 
 	"spillway.dev/spillway/internal/arm"
 	"spillway.dev/spillway/internal/fault"
@@ -29,16 +29,21 @@ func (c *Controller) views(filter Filter) []arm.View {
 		}
 		from = c.idx.byRG[rgKey(filter.Subscription, filter.ResourceGroup)]
 	}
+	return chosen(from, filter, func(e *entry) group.Ref { return e.group.Ref }, (*entry).view)
+}
+
+// chosen gives what of an index a filter chooses, ordered by the keys: resource group and name.
+func chosen[E, V any](from map[string]E, filter Filter, ref func(E) group.Ref, view func(E) V) []V {
 	keys := make([]string, 0, len(from))
 	for k, e := range from {
-		if filter.Match(e.group.Ref) {
+		if filter.Match(ref(e)) {
 			keys = append(keys, k)
 		}
 	}
-	sort.Strings(keys)
-	out := make([]arm.View, 0, len(keys))
+	slices.Sort(keys)
+	out := make([]V, 0, len(keys))
 	for _, k := range keys {
-		out = append(out, from[k].view())
+		out = append(out, view(from[k]))
 	}
 	return out
 }

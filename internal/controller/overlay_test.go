@@ -129,7 +129,7 @@ func TestLostHostIsWithdrawnBeforeItsGroupsMove(t *testing.T) {
 	two.done.Store(two.Overlay().Version)
 	c.Disconnect(one, time.Now(), errors.New("test"))
 	eventually(t, "the withdrawal", func() bool { return len(peers(two.Host)) == 0 })
-	time.Sleep(3 * failoverTick)
+	c.moveLost(t.Context())
 	if v := mustGet(t, c, "web"); v.Group.Host != "h1" {
 		t.Fatalf("the group was placed on %q before its host was withdrawn there", v.Group.Host)
 	}
@@ -249,7 +249,7 @@ func TestNewLeaderKeepsThePeers(t *testing.T) {
 	// It comes back, but has to clear up first.
 	one.Change(func(h *host.Host) { h.State = host.NotReady })
 	next.Connect(one)
-	time.Sleep(2 * failoverTick)
+	next.tellSpan()
 	if got := peers(two); !slices.Equal(got, []string{"h3"}) {
 		t.Errorf("a host that is not ready yet was let in: %v", got)
 	}

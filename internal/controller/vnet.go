@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sort"
 	"strings"
 
 	"spillway.dev/spillway/internal/arm"
@@ -97,7 +96,7 @@ func missingSubnet(ref group.Ref, name string) error {
 func (c *Controller) editNetwork(ctx context.Context, ref group.Ref, edit func(*vnet.Network) error) (NetworkResult, error) {
 	return c.changeNetwork(ctx, ref, func(old *vnet.Network, _ ResourceGroup) (*vnet.Network, error) {
 		if old == nil {
-			return nil, c.missingNetwork(ref)
+			return nil, c.missing(arm.NetworkType, ref)
 		}
 		n := *old
 		return &n, edit(&n)
@@ -172,7 +171,7 @@ func (c *Controller) DeleteNetwork(ctx context.Context, ref group.Ref) error {
 	for range maxAttempts {
 		e := c.lookupNetwork(ref)
 		if e == nil {
-			return c.missingNetwork(ref)
+			return c.missing(arm.NetworkType, ref)
 		}
 		v := c.networkView(e.network)
 		for i := range v.Network.Subnets {
@@ -217,7 +216,7 @@ func (c *Controller) Network(ref group.Ref) (arm.NetworkView, error) {
 	if e := c.lookupNetwork(ref); e != nil {
 		return c.networkView(e.network), nil
 	}
-	return arm.NetworkView{}, c.missingNetwork(ref)
+	return arm.NetworkView{}, c.missing(arm.NetworkType, ref)
 }
 
 // Subnet finds a subnet, with its virtual network. Errors: not-found.
@@ -232,29 +231,12 @@ func (c *Controller) Subnet(ref group.Ref, name string) (arm.NetworkView, *vnet.
 	return v, nil, missingSubnet(v.Network.Ref, name)
 }
 
-func (c *Controller) missingNetwork(ref group.Ref) error {
-	if _, err := c.ResourceGroup(ref.Subscription, ref.ResourceGroup); err != nil {
-		return err
-	}
-	return fault.New(fault.NotFound, "ResourceNotFound", "The Resource '%s/%.80s' under resource group '%.90s' was not found.", arm.NetworkType, ref.Name, ref.ResourceGroup)
-}
-
 // Networks gives the chosen virtual networks, ordered by resource group and name.
 func (c *Controller) Networks(filter Filter) []arm.NetworkView {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
-	var keys []string
-	for k, e := range c.idx.vnets.all {
-		if filter.Match(e.network.Ref) {
-			keys = append(keys, k)
-		}
-	}
-	sort.Strings(keys)
-	out := make([]arm.NetworkView, 0, len(keys))
-	for _, k := range keys {
-		out = append(out, c.viewOf(c.idx.vnets.all[k].network))
-	}
-	return out
+	return chosen(c.idx.vnets.all, filter, func(e *vnetEntry) group.Ref { return e.network.Ref },
+		func(e *vnetEntry) arm.NetworkView { return c.viewOf(e.network) })
 }
 
 func (c *Controller) lookupNetwork(ref group.Ref) *vnetEntry {

@@ -42,6 +42,7 @@ type plane struct {
 	from    map[string]string // uid → host that reported
 	lost    []string
 	lease   time.Duration
+	beats   int
 }
 
 func (p *plane) Connect(l host.Link) {
@@ -69,7 +70,14 @@ func (p *plane) Report(name string, s group.Status) {
 func (p *plane) Beat(string) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.beats++
 	return p.lease
+}
+
+func (p *plane) beaten() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.beats
 }
 
 func (p *plane) link(name string) host.Link {
@@ -283,9 +291,16 @@ func TestLeases(t *testing.T) {
 	s.plane.mu.Lock()
 	s.lease = 0 // it does not lead any more
 	s.plane.mu.Unlock()
-	time.Sleep(300 * time.Millisecond)
+	// What the server sends comes in order: when a group is there that was assigned after some beats, their answers are, too.
+	answered := func(uid string) {
+		n := s.beaten()
+		s.eventually("further beats", func() bool { return s.beaten() >= n+3 })
+		s.link("h1").Assign(sleeper(uid))
+		s.eventually("the group "+uid, func() bool { return s.state(uid) != "" })
+	}
+	answered("g1")
 	last := latest()
-	time.Sleep(300 * time.Millisecond)
+	answered("g2")
 	if latest() != last {
 		t.Error("a server that does not lead has granted a lease")
 	}
