@@ -64,7 +64,9 @@ func TestHomesGoWhereTheirNetworkIs(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the address of a deleted group is nowhere", func() bool { return homes(hosts["h1"]) == "map[]" })
-	if got := c.idx.vnets.used[n.Key()]; len(got) != 1 {
-		t.Errorf("addresses in use: %v", got)
-	}
+	eventually(t, "the address of a deleted group is free", func() bool {
+		c.mu.RLock()
+		defer c.mu.RUnlock()
+		return len(c.idx.vnets.used[n.Key()]) == 1
+	})
 }
