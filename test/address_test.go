@@ -297,6 +297,11 @@ func TestKillsDuringServiceAddressChanges(t *testing.T) {
 		})
 		waitFor(t, "the service address after a kill at "+point, func() bool { return slices.Equal(a.who(inside, url, 1), []string{"served"}) })
 		a.removeAddress("svc")
+		// The name is the last to go: until then the host may come to the next point on behalf of this removal.
+		waitFor(t, "the end of the name", func() bool {
+			_, code := a.exec(inside, "c", "nslookup svc.local.spillway.internal")
+			return code != 0
+		})
 	}
 	for _, point := range addressGonePoints {
 		a.putAddress("svc", properties)
