@@ -50,34 +50,50 @@ const (
 	tcpFlags    = ipLen + 13
 )
 
-// Where programs keep things on their stack. Registers that last are R6, the context; R7 and R8, the packet's first byte and
-// the one behind its last; R9, what each program says.
+// Where programs keep things on their stack. Registers that last are R6, the context; R7, the packet's first byte, and R8, the one
+// behind its last until bounds has looked; R9, whether a packet asks for a connection. Then R8 is what each program says.
 const (
-	atNow      = -4
-	keyFlow    = -16 // 12 bytes
-	keySource  = -20
-	keyDest    = -24
-	atNetwork  = -28 // together with the next one the key of an address in a network
-	atAddr     = -24
-	atPeer     = -32
-	atIfindex  = -36
-	atChecksum = -40
-	atLen      = -44
-	atTOS      = -48
-	atLPM      = -60 // 8 bytes
-	atMACs     = -80 // 12 bytes
-	atNext     = -84
-	atValue    = -96 // 12 bytes
-	atOuter    = -148
+	atNow     = -4
+	keyFlow   = -16 // 12 bytes
+	keyWay    = -32 // 16 bytes: where a packet came from, in which network if that says it, and between which addresses
+	keyFrom   = keyWay
+	keyID     = keyWay + 4
+	keySource = keyWay + 8
+	keyDest   = keyWay + 12
+	atNetwork = -40 // together with the next one the key of an address in a network
+	atAddr    = -36
+	atLPM     = -48 // 8 bytes
+	atWay     = -56 // 8 bytes
+	atEpoch   = -60
+	atSlot    = -64
+	atPeer    = -68
+	atLen     = -72
+	atTOS     = -76
+	atValue   = -88  // 12 bytes
+	atOuter   = -144 // 50 bytes
 )
 
 // code is a program in the making.
-type code struct{ list asm.Instructions }
+type code struct {
+	list asm.Instructions
+	next string // the label of the next instruction
+}
 
-func (c *code) add(i ...asm.Instruction) { c.list = append(c.list, i...) }
+func (c *code) add(i ...asm.Instruction) {
+	if c.next != "" {
+		i[0] = i[0].WithSymbol(c.next)
+		c.next = ""
+	}
+	c.list = append(c.list, i...)
+}
 
-// label names the next instruction.
-func (c *code) label(name string, i asm.Instruction) { c.add(i.WithSymbol(name)) }
+// label names the next instruction. Of one that has a name already it makes another, which loses R1.
+func (c *code) label(name string) {
+	if c.next != "" {
+		c.add(asm.Mov.Imm(asm.R1, 0))
+	}
+	c.next = name
+}
 
 // load reads from memory.
 func (c *code) load(dst, base asm.Register, offset int16, size asm.Size) {
@@ -122,25 +138,25 @@ func (c *code) now() {
 	c.keep(atNow, asm.R0, asm.Word)
 }
 
-// used writes down when the connection at R0 had a packet last.
-func (c *code) used() {
+// used writes down when the connection at a register had a packet last.
+func (c *code) used(flow asm.Register) {
 	c.load(asm.R1, asm.RFP, atNow, asm.Word)
-	c.load(asm.R2, asm.R0, flowUsed, asm.Word)
-	c.add(asm.JEq.Reg(asm.R1, asm.R2, "used"))
-	c.add(asm.StoreMem(asm.R0, flowUsed, asm.R1, asm.Word))
-	c.label("used", asm.Mov.Imm(asm.R1, 0))
+	c.load(asm.R2, flow, flowUsed, asm.Word)
+	c.add(asm.JEq.Reg(asm.R1, asm.R2, "used"), asm.StoreMem(flow, flowUsed, asm.R1, asm.Word))
+	c.label("used")
 }
 
-// ending writes down which side of the connection at R0 a packet ends: its sender, or both.
-func (c *code) ending(ip int16) {
+// ending writes down which side of the connection at a register a packet ends: its sender, or both.
+func (c *code) ending(flow asm.Register, ip int16) {
 	c.load(asm.R1, asm.R7, ip+tcpFlags, asm.Byte)
 	c.add(asm.And.Imm(asm.R1, tcpFIN|tcpRST), asm.JEq.Imm(asm.R1, 0, "lasts"), asm.Mov.Imm(asm.R2, endedBoth), asm.JSet.Imm(asm.R1, tcpRST, "ends"))
 	c.load(asm.R3, asm.R7, ip+ipSource, asm.Word)
 	c.load(asm.R4, asm.RFP, keyFlow, asm.Word)
 	c.add(asm.Mov.Imm(asm.R2, 1), asm.JEq.Reg(asm.R3, asm.R4, "ends"), asm.Mov.Imm(asm.R2, 2))
-	c.label("ends", asm.LoadMem(asm.R1, asm.R0, flowEnded, asm.Word))
-	c.add(asm.Or.Reg(asm.R1, asm.R2), asm.StoreMem(asm.R0, flowEnded, asm.R1, asm.Word))
-	c.label("lasts", asm.Mov.Imm(asm.R1, 0))
+	c.label("ends")
+	c.load(asm.R1, flow, flowEnded, asm.Word)
+	c.add(asm.Or.Reg(asm.R1, asm.R2), asm.StoreMem(flow, flowEnded, asm.R1, asm.Word))
+	c.label("lasts")
 }
 
 // tcp leaves unless a network header is that of a whole TCP packet without options.
@@ -169,7 +185,8 @@ func (c *code) flow(ip int16, prefix string) {
 	c.add(asm.JLE.Reg(asm.R1, asm.R2, prefix+"ordered"),
 		asm.Mov.Reg(asm.R5, asm.R1), asm.Mov.Reg(asm.R1, asm.R2), asm.Mov.Reg(asm.R2, asm.R5),
 		asm.Mov.Reg(asm.R5, asm.R3), asm.Mov.Reg(asm.R3, asm.R4), asm.Mov.Reg(asm.R4, asm.R5))
-	c.label(prefix+"ordered", asm.StoreMem(asm.RFP, keyFlow, asm.R1, asm.Word))
+	c.label(prefix + "ordered")
+	c.keep(keyFlow, asm.R1, asm.Word)
 	c.keep(keyFlow+4, asm.R2, asm.Word)
 	c.keep(keyFlow+8, asm.R3, asm.Half)
 	c.keep(keyFlow+10, asm.R4, asm.Half)
@@ -190,58 +207,47 @@ func (c *code) home(m *maps, prefix, otherwise string) {
 	c.keep(atLPM+4, asm.R1, asm.Word)
 	c.lookup(m.blocks, atLPM)
 	c.add(asm.JEq.Imm(asm.R0, 0, otherwise))
-	c.label(prefix+"home", asm.LoadMem(asm.R1, asm.R0, 0, asm.Word))
+	c.label(prefix + "home")
+	c.load(asm.R1, asm.R0, 0, asm.Word)
 	c.keep(atPeer, asm.R1, asm.Word)
 }
 
 // fits leaves when a packet, whose network header is at ip and whose transport header is TCP's, is larger in any of its
-// segments than the number in R5.
-func (c *code) fits(ip int16, prefix, otherwise string) {
+// segments than the way at R0 takes.
+func (c *code) fits(ip int16) {
+	c.load(asm.R5, asm.R0, wayMTU, asm.Word)
 	c.load(asm.R1, asm.R6, skbGSOSize, asm.Word)
-	c.add(asm.JEq.Imm(asm.R1, 0, prefix+"single"))
+	c.add(asm.JEq.Imm(asm.R1, 0, "single"))
 	c.load(asm.R2, asm.R7, ip+tcpOffset, asm.Byte)
-	c.add(asm.RSh.Imm(asm.R2, 4), asm.LSh.Imm(asm.R2, 2), asm.Add.Reg(asm.R1, asm.R2), asm.Add.Imm(asm.R1, ipLen), asm.Ja.Label(prefix+"compare"))
-	c.label(prefix+"single", asm.LoadMem(asm.R1, asm.R6, skbLen, asm.Word))
+	c.add(asm.RSh.Imm(asm.R2, 4), asm.LSh.Imm(asm.R2, 2), asm.Add.Reg(asm.R1, asm.R2), asm.Add.Imm(asm.R1, ipLen), asm.Ja.Label("compare"))
+	c.label("single")
+	c.load(asm.R1, asm.R6, skbLen, asm.Word)
 	c.add(asm.Add.Imm(asm.R1, -int32(ip)))
-	c.label(prefix+"compare", asm.JGT.Reg(asm.R1, asm.R5, otherwise))
+	c.label("compare")
+	c.add(asm.JGT.Reg(asm.R1, asm.R5, "pass"))
 }
 
-// deliver gives a packet, whose first bytes are an Ethernet header, to the group whose entry was copied to the stack.
+// deliver gives a packet, whose first bytes are an Ethernet header, to the group that the way at R8 leads to.
 func (c *code) deliver() {
-	c.store(0, atMACs, 12)
-	c.load(asm.R1, asm.RFP, atIfindex, asm.Word)
+	c.add(asm.Mov.Reg(asm.R3, asm.R8), asm.Add.Imm(asm.R3, wayMACs))
+	c.store(0, 12)
+	c.load(asm.R1, asm.R8, wayIfindex, asm.Word)
 	c.add(asm.Mov.Imm(asm.R2, 0), asm.FnRedirectPeer.Call(), asm.Return())
 }
 
-// store writes bytes from the stack into the packet.
-func (c *code) store(at, from, n int32) {
-	c.add(asm.Mov.Reg(asm.R1, asm.R6), asm.Mov.Imm(asm.R2, at), asm.Mov.Reg(asm.R3, asm.RFP), asm.Add.Imm(asm.R3, from),
-		asm.Mov.Imm(asm.R4, n), asm.Mov.Imm(asm.R5, 0), asm.FnSkbStoreBytes.Call(), asm.JNE.Imm(asm.R0, 0, "drop"))
+// store writes bytes from where R3 points to into the packet.
+func (c *code) store(at, n int32) {
+	c.add(asm.Mov.Reg(asm.R1, asm.R6), asm.Mov.Imm(asm.R2, at), asm.Mov.Imm(asm.R4, n), asm.Mov.Imm(asm.R5, 0),
+		asm.FnSkbStoreBytes.Call(), asm.JNE.Imm(asm.R0, 0, "drop"))
 }
 
-// target copies the entry of the group in R0 to where deliver looks.
-func (c *code) target() {
-	c.load(asm.R1, asm.R0, groupIfindex, asm.Word)
-	c.keep(atIfindex, asm.R1, asm.Word)
-	c.load(asm.R1, asm.R0, groupMAC, asm.Word)
-	c.keep(atMACs, asm.R1, asm.Word)
-	c.load(asm.R1, asm.R0, groupMAC+4, asm.Word)
-	c.keep(atMACs+4, asm.R1, asm.Word)
-	c.load(asm.R1, asm.R0, groupMAC+8, asm.Word)
-	c.keep(atMACs+8, asm.R1, asm.Word)
-	c.load(asm.R5, asm.R0, groupMTU, asm.Word)
-}
-
-// ends are the ways out: what is left alone, and what was taken apart already and cannot go on.
-func (c *code) ends() {
-	c.label("drop", asm.Mov.Imm(asm.R0, actShot))
-	c.add(asm.Return())
-	c.pass()
-}
-
-func (c *code) pass() {
-	c.label("pass", asm.Mov.Imm(asm.R0, actUnspec))
-	c.add(asm.Return())
+// ends are the ways out: what was taken apart already and cannot go on, and what is left alone.
+func (c *code) ends() asm.Instructions {
+	c.label("drop")
+	c.add(asm.Mov.Imm(asm.R0, actShot), asm.Return())
+	c.label("pass")
+	c.add(asm.Mov.Imm(asm.R0, actUnspec), asm.Return())
+	return c.list
 }
 
 func be16(v uint16) uint16 { return v>>8 | v<<8 }

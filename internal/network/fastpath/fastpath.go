@@ -10,6 +10,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -69,7 +71,17 @@ type Path struct {
 	homes                       table[Home, netip.Addr]
 	networks                    table[uint32, uint32]
 	ids                         table[uint32, uint32]
+	state, known                state // known is what programs see
+	changed                     bool  // a map, since the epoch began
 }
+
+// state is what all programs look at.
+type state struct {
+	until uint32 // when the ways to peers are not trusted any more
+	epoch uint32
+}
+
+func (s state) bytes() []byte { return append(number(s.until), number(s.epoch)...) }
 
 // States of a connection.
 const (
@@ -116,16 +128,24 @@ const (
 // maps are what programs refer to.
 type maps struct {
 	groups, peers, blocks, homes, networks, ids, flows *ebpf.Map
-	until                                              *ebpf.Map // when the ways to peers are not trusted any more
+	ways                                               *ebpf.Map // that packets have gone
+	state                                              *ebpf.Map // of which epoch they are, and when the ways to peers are not trusted any more
 }
 
 // New makes programs and empty maps. What an earlier path knew of connections (FlowsOf) may go on; nil: nothing is known.
 func New(way Way, flows *ebpf.Map) (*Path, error) {
+	if realTime() {
+		return nil, errors.New("the kernel is one for real time")
+	}
 	m, err := newMaps(flows)
 	if err != nil {
 		return nil, err
 	}
-	p := &Path{way: way, maps: m}
+	p := &Path{way: way, maps: m, changed: true}
+	if err := p.publish(); err != nil {
+		m.close()
+		return nil, err
+	}
 	for _, prog := range []struct {
 		to   **ebpf.Program
 		name string
@@ -140,20 +160,45 @@ func New(way Way, flows *ebpf.Map) (*Path, error) {
 			return nil, err
 		}
 	}
-	p.groups = table[netip.Addr, Group]{m.groups, map[netip.Addr]Group{}, address, Group.bytes}
-	p.peers = table[netip.Addr, peerAt]{m.peers, map[netip.Addr]peerAt{}, address, peerAt.bytes}
-	p.blocks = table[netip.Prefix, netip.Addr]{m.blocks, map[netip.Prefix]netip.Addr{}, prefixBytes, address}
-	p.homes = table[Home, netip.Addr]{m.homes, map[Home]netip.Addr{}, Home.bytes, address}
-	p.networks = table[uint32, uint32]{m.networks, map[uint32]uint32{}, idBytes, number}
-	p.ids = table[uint32, uint32]{m.ids, map[uint32]uint32{}, number, idBytes}
+	changed := &p.changed
+	p.groups = newTable(m.groups, changed, address, Group.bytes)
+	p.peers = newTable(m.peers, changed, address, peerAt.bytes)
+	p.blocks = newTable(m.blocks, changed, prefixBytes, address)
+	p.homes = newTable(m.homes, changed, Home.bytes, address)
+	p.networks = newTable(m.networks, changed, idBytes, number)
+	p.ids = newTable(m.ids, changed, number, idBytes)
 	return p, nil
 }
 
+// realTime says whether programs of one processor may interrupt each other.
+func realTime() bool {
+	body, err := os.ReadFile("/sys/kernel/realtime")
+	return err == nil && strings.TrimSpace(string(body)) == "1"
+}
+
+// publish makes changes known: from when it returns no packet goes by what was remembered before. Everything that changes a
+// map ends with it, whatever comes in between.
+func (p *Path) publish(errs ...error) error {
+	if p.changed {
+		if p.state.epoch++; p.state.epoch == 0 {
+			p.state.epoch = 1 // nothing is remembered of epoch 0
+		}
+	}
+	if p.state == p.known {
+		return errors.Join(errs...)
+	}
+	if err := p.maps.state.Put(uint32(0), p.state.bytes()); err != nil {
+		return errors.Join(append(errs, fmt.Errorf("begin an epoch: %w", err))...)
+	}
+	p.known, p.changed = p.state, false
+	return errors.Join(errs...)
+}
+
 // PutGroup lets a group's packets go fast, and packets to it.
-func (p *Path) PutGroup(a netip.Addr, g Group) error { return p.groups.put(a, g) }
+func (p *Path) PutGroup(a netip.Addr, g Group) error { return p.publish(p.groups.put(a, g)) }
 
 // DropGroup takes a group out. From when it returns no packet from or to it goes fast.
-func (p *Path) DropGroup(a netip.Addr) error { return p.groups.drop(a) }
+func (p *Path) DropGroup(a netip.Addr) error { return p.publish(p.groups.drop(a)) }
 
 // KeepGroups takes out the groups of which keep says no.
 func (p *Path) KeepGroups(keep func(netip.Addr, Group) bool) error {
@@ -163,7 +208,7 @@ func (p *Path) KeepGroups(keep func(netip.Addr, Group) bool) error {
 			errs = append(errs, p.groups.drop(a))
 		}
 	}
-	return errors.Join(errs...)
+	return p.publish(errs...)
 }
 
 // Fence takes out what is not in a view; of peers their addresses count. From when it returns no packet of theirs goes fast.
@@ -175,12 +220,12 @@ func (p *Path) Fence(v View) error {
 		}
 	}
 	errs = append(errs, p.networks.keep(inverse(v.Networks)), p.ids.keep(v.Networks), p.blocks.keep(v.Blocks), p.homes.keep(v.Homes))
-	return errors.Join(errs...)
+	return p.publish(errs...)
 }
 
 // Admit puts in what is in a view. What does not fit is left out, with an error.
 func (p *Path) Admit(v View) error {
-	return errors.Join(p.ids.fill(v.Networks), p.networks.fill(inverse(v.Networks)), p.Lead(v.Peers), p.blocks.fill(v.Blocks), p.homes.fill(v.Homes))
+	return p.publish(p.ids.fill(v.Networks), p.networks.fill(inverse(v.Networks)), p.Lead(v.Peers), p.blocks.fill(v.Blocks), p.homes.fill(v.Homes))
 }
 
 // Lead says how peers are reached; those that are not named are not, by the fast way. It has to be said again within leadTime:
@@ -198,10 +243,10 @@ func (p *Path) Lead(peers map[netip.Addr]Peer) error {
 	}
 	var now unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
-		return fmt.Errorf("read the clock: %w", err)
+		return p.publish(append(errs, fmt.Errorf("read the clock: %w", err))...)
 	}
-	errs = append(errs, p.peers.fill(want), p.maps.until.Put(uint32(0), uint32(now.Nano()>>timeUnit)+leadTime))
-	return errors.Join(errs...)
+	p.state.until = uint32(now.Nano()>>timeUnit) + leadTime
+	return p.publish(append(errs, p.peers.fill(want))...)
 }
 
 // ForgetFlows forgets all connections: those that there are go slowly from now on.
@@ -266,43 +311,35 @@ func newMaps(flows *ebpf.Map) (*maps, error) {
 	m := &maps{}
 	const sparse = 1 // BPF_F_NO_PREALLOC
 	for _, s := range []struct {
-		to         **ebpf.Map
-		name       string
-		kind       ebpf.MapType
-		key, value uint32
+		to   **ebpf.Map
+		spec ebpf.MapSpec
 	}{
-		{&m.groups, "sw_groups", ebpf.Hash, 4, groupSize},
-		{&m.peers, "sw_peers", ebpf.Hash, 4, peerSize},
-		{&m.blocks, "sw_blocks", ebpf.LPMTrie, 8, 4},
-		{&m.homes, "sw_homes", ebpf.Hash, 8, 4},
-		{&m.networks, "sw_networks", ebpf.Hash, 4, 4},
-		{&m.ids, "sw_ids", ebpf.Hash, 4, 4},
-		{&m.flows, flowsName, ebpf.LRUHash, flowKeySize, flowSize},
-		{&m.until, "sw_until", ebpf.Array, 4, 4},
+		{&m.groups, ebpf.MapSpec{Name: "sw_groups", Type: ebpf.Hash, KeySize: 4, ValueSize: groupSize, MaxEntries: mostEntries, Flags: sparse}},
+		{&m.peers, ebpf.MapSpec{Name: "sw_peers", Type: ebpf.Hash, KeySize: 4, ValueSize: peerSize, MaxEntries: mostEntries, Flags: sparse}},
+		{&m.blocks, ebpf.MapSpec{Name: "sw_blocks", Type: ebpf.LPMTrie, KeySize: 8, ValueSize: 4, MaxEntries: mostEntries, Flags: sparse}},
+		{&m.homes, ebpf.MapSpec{Name: "sw_homes", Type: ebpf.Hash, KeySize: 8, ValueSize: 4, MaxEntries: mostEntries, Flags: sparse}},
+		{&m.networks, ebpf.MapSpec{Name: "sw_networks", Type: ebpf.Hash, KeySize: 4, ValueSize: 4, MaxEntries: mostEntries, Flags: sparse}},
+		{&m.ids, ebpf.MapSpec{Name: "sw_ids", Type: ebpf.Hash, KeySize: 4, ValueSize: 4, MaxEntries: mostEntries, Flags: sparse}},
+		{&m.flows, ebpf.MapSpec{Name: flowsName, Type: ebpf.LRUHash, KeySize: flowKeySize, ValueSize: flowSize, MaxEntries: mostFlows}},
+		{&m.ways, ebpf.MapSpec{Name: "sw_ways", Type: ebpf.PerCPUArray, KeySize: 4, ValueSize: waySize, MaxEntries: mostWays}},
+		{&m.state, ebpf.MapSpec{Name: "sw_state", Type: ebpf.Array, KeySize: 4, ValueSize: stateSize, MaxEntries: 1}},
 	} {
-		spec := &ebpf.MapSpec{Name: s.name, Type: s.kind, KeySize: s.key, ValueSize: s.value, MaxEntries: mostEntries, Flags: sparse}
-		if s.kind == ebpf.LRUHash {
-			spec.Flags, spec.MaxEntries = 0, mostFlows
-		}
-		if s.kind == ebpf.Array {
-			spec.Flags, spec.MaxEntries = 0, 1
-		}
 		var err error
-		if s.kind == ebpf.LRUHash && flows != nil {
+		if s.to == &m.flows && flows != nil {
 			*s.to, err = flows.Clone()
 		} else {
-			*s.to, err = ebpf.NewMap(spec)
+			*s.to, err = ebpf.NewMap(&s.spec)
 		}
 		if err != nil {
 			m.close()
-			return nil, fmt.Errorf("make map %s: %w", s.name, err)
+			return nil, fmt.Errorf("make map %s: %w", s.spec.Name, err)
 		}
 	}
 	return m, nil
 }
 
 func (m *maps) close() {
-	for _, one := range []*ebpf.Map{m.groups, m.peers, m.blocks, m.homes, m.networks, m.ids, m.flows, m.until} {
+	for _, one := range []*ebpf.Map{m.groups, m.peers, m.blocks, m.homes, m.networks, m.ids, m.flows, m.ways, m.state} {
 		one.Close()
 	}
 }

@@ -49,130 +49,149 @@ func fromGroup(m *maps, w Way) asm.Instructions {
 	c.load(asm.R1, asm.R7, ethLen+ipTTL, asm.Byte)
 	c.add(asm.JLE.Imm(asm.R1, 2, "pass")) // the hosts on the way would count
 
+	// The connection is known to be direct, or asked for and not known to be anything else.
+	c.mark(0)
+	c.opens(asm.R9, ethLen)
+	c.flow(ethLen, "")
+	c.now()
+	c.lookup(m.flows, keyFlow)
+	c.add(asm.Mov.Reg(asm.R8, asm.R0), asm.JNE.Imm(asm.R8, 0, "known"), asm.JEq.Imm(asm.R9, tcpSYN, "allowed"), asm.Ja.Label("pass"))
+	c.label("known")
+	c.load(asm.R1, asm.R8, flowState, asm.Word)
+	c.add(asm.JNE.Imm(asm.R1, flowDirect, "stranger"))
+	c.load(asm.R1, asm.R8, flowEnded, asm.Word)
+	c.add(asm.JNE.Imm(asm.R1, endedBoth, "allowed"), asm.JNE.Imm(asm.R9, tcpSYN, "pass")) // the ports may be another's, by a service address
+	c.label("allowed")
+
+	c.load(asm.R1, asm.R6, skbIfindex, asm.Word)
+	c.keep(keyFrom, asm.R1, asm.Word)
+	c.add(asm.StoreImm(asm.RFP, keyID, 0, asm.Word))
+	c.between(ethLen)
+	c.seek(m)
+	c.findFromGroup(m)
+	c.add(asm.JEq.Imm(asm.R8, 0, "new"))
+	c.used(asm.R8)
+	c.ending(asm.R8, ethLen)
+	c.label("new")
+	c.fits(ethLen)
+	c.add(asm.Mov.Reg(asm.R8, asm.R0))
+	c.load(asm.R1, asm.R8, wayKind, asm.Word)
+	c.add(asm.JEq.Imm(asm.R1, toPeer, "away"), asm.JNE.Imm(asm.R9, tcpSYN, "deliver"))
+	c.note(m.flows, flowDirect)
+	c.label("deliver")
+	c.deliver()
+	c.away(m, w)
+	return c.ends()
+}
+
+// findFromGroup finds out where a packet from a group has to go.
+func (c *code) findFromGroup(m *maps) {
 	// The sender is the group of this link, and in a network.
-	c.load(asm.R1, asm.R7, ethLen+ipSource, asm.Word)
-	c.keep(keySource, asm.R1, asm.Word)
 	c.lookup(m.groups, keySource)
 	c.add(asm.JEq.Imm(asm.R0, 0, "pass"))
 	c.load(asm.R1, asm.R0, groupIfindex, asm.Word)
-	c.load(asm.R2, asm.R6, skbIfindex, asm.Word)
+	c.load(asm.R2, asm.RFP, keyFrom, asm.Word)
 	c.add(asm.JNE.Reg(asm.R1, asm.R2, "pass"))
 	c.load(asm.R1, asm.R0, groupNetwork, asm.Word)
 	c.keep(atNetwork, asm.R1, asm.Word)
-	c.load(asm.R1, asm.R7, ethLen+ipDest, asm.Word)
-	c.keep(keyDest, asm.R1, asm.Word)
-
-	// The connection is known to be direct, or asked for directly and not known to be anything else.
-	c.flow(ethLen, "")
-	c.opens(asm.R9, ethLen)
-	c.add(asm.Mov.Imm(asm.R1, 0), asm.JNE.Imm(asm.R9, tcpSYN, "asked"), asm.Mov.Imm(asm.R1, forOthers))
-	c.label("asked", asm.StoreMem(asm.R6, skbIndex, asm.R1, asm.Word))
-	c.now()
-	c.lookup(m.flows, keyFlow)
-	c.add(asm.JNE.Imm(asm.R0, 0, "known"), asm.JEq.Imm(asm.R9, tcpSYN, "allowed"), asm.Ja.Label("pass"))
-	c.label("known", asm.LoadMem(asm.R1, asm.R0, flowState, asm.Word))
-	c.add(asm.JNE.Imm(asm.R1, flowDirect, "pass"))
-	c.load(asm.R1, asm.R0, flowEnded, asm.Word)
-	c.add(asm.JNE.Imm(asm.R1, endedBoth, "lives"), asm.JNE.Imm(asm.R9, tcpSYN, "pass")) // the ports may be another's, by a service address
-	c.label("lives", asm.Mov.Imm(asm.R1, 0))
-	c.used()
-	c.ending(ethLen)
-	c.label("allowed", asm.Mov.Imm(asm.R1, 0))
 
 	c.lookup(m.groups, keyDest)
-	c.add(asm.JEq.Imm(asm.R0, 0, "away"))
-	c.forGroup()
+	c.add(asm.JEq.Imm(asm.R0, 0, "elsewhere"))
 	c.load(asm.R1, asm.R0, groupNetwork, asm.Word)
 	c.load(asm.R2, asm.RFP, atNetwork, asm.Word)
 	c.add(asm.JNE.Reg(asm.R1, asm.R2, "pass"))
-	c.target()
-	c.fits(ethLen, "local", "pass")
-	c.add(asm.JNE.Imm(asm.R9, tcpSYN, "deliver"))
-	c.note(m.flows, flowDirect)
-	c.label("deliver", asm.Mov.Imm(asm.R1, 0))
-	c.deliver()
+	c.toGroup()
+	c.add(asm.Ja.Label("learned"))
 
-	c.away(m, w)
-	c.ends()
-	return c.list
+	c.label("elsewhere")
+	c.load(asm.R1, asm.RFP, keyDest, asm.Word)
+	c.keep(atAddr, asm.R1, asm.Word)
+	c.home(m, "to", "stranger")
+	c.lookup(m.peers, atPeer)
+	c.add(asm.JEq.Imm(asm.R0, 0, "pass"))
+	c.learn(toPeer, [][2]int16{{wayIfindex, peerIfindex}, {waySum, peerChecksum}, {wayNext, peerNext}, {wayMTU, peerMTU}})
+	c.load(asm.R1, asm.RFP, atPeer, asm.Word)
+	c.add(asm.StoreMem(asm.R2, wayPeer, asm.R1, asm.Word))
+	c.lookup(m.ids, atNetwork)
+	c.add(asm.JEq.Imm(asm.R0, 0, "pass"))
+	c.load(asm.R1, asm.R0, 0, asm.Word)
+	c.load(asm.R2, asm.RFP, atWay, asm.DWord)
+	c.add(asm.StoreMem(asm.R2, wayID, asm.R1, asm.Word), asm.Ja.Label("learned"))
+
+	c.label("stranger")
+	c.add(asm.JNE.Imm(asm.R9, tcpSYN, "pass"))
+	c.mark(forOthers)
+	c.add(asm.Ja.Label("pass"))
+	c.label("learned")
+	c.learned()
 }
 
 // forOthers is on packets, while they are in this host, with which a group asks for a connection to what is no group's address.
 // Where such a packet reaches a group it has been translated.
 const forOthers = 0x5357
 
-// forGroup takes it off again.
-func (c *code) forGroup() {
-	c.add(asm.Mov.Imm(asm.R1, 0), asm.StoreMem(asm.R6, skbIndex, asm.R1, asm.Word))
+func (c *code) mark(value int32) {
+	c.add(asm.Mov.Imm(asm.R1, value), asm.StoreMem(asm.R6, skbIndex, asm.R1, asm.Word))
+}
+
+// between keeps the addresses of a packet.
+func (c *code) between(ip int16) {
+	c.load(asm.R1, asm.R7, ip+ipSource, asm.Word)
+	c.keep(keySource, asm.R1, asm.Word)
+	c.load(asm.R1, asm.R7, ip+ipDest, asm.Word)
+	c.keep(keyDest, asm.R1, asm.Word)
 }
 
 // away sends a packet to another host.
 func (c *code) away(m *maps, w Way) {
-	c.label("away", asm.Mov.Imm(asm.R1, 0))
-	c.home(m, "to", "pass")
-	c.forGroup()
-	c.add(asm.StoreImm(asm.RFP, atValue, 0, asm.Word))
-	c.lookup(m.until, atValue)
-	c.add(asm.JEq.Imm(asm.R0, 0, "pass"))
-	c.load(asm.R1, asm.R0, 0, asm.Word)
+	c.label("away")
+	c.state(m, asm.R1, stateUntil)
 	c.load(asm.R2, asm.RFP, atNow, asm.Word)
 	c.add(asm.JGT.Reg(asm.R2, asm.R1, "pass"))
-	c.lookup(m.peers, atPeer)
-	c.add(asm.JEq.Imm(asm.R0, 0, "pass"))
-	c.load(asm.R1, asm.R0, peerIfindex, asm.Word)
-	c.keep(atIfindex, asm.R1, asm.Word)
-	c.load(asm.R1, asm.R0, peerChecksum, asm.Word)
-	c.keep(atChecksum, asm.R1, asm.Word)
-	c.load(asm.R1, asm.R0, peerNext, asm.Word)
-	c.keep(atNext, asm.R1, asm.Word)
-	c.load(asm.R5, asm.R0, peerMTU, asm.Word)
-	c.fits(ethLen, "away", "pass")
 	c.load(asm.R1, asm.R6, skbLen, asm.Word)
 	c.add(asm.Add.Imm(asm.R1, envelope-ethLen), asm.JGT.Imm(asm.R1, mostLen, "pass"))
 	c.keep(atLen, asm.R1, asm.Word)
 	c.load(asm.R1, asm.R7, ethLen+ipTOS, asm.Byte)
 	c.add(asm.And.Imm(asm.R1, 3), asm.JNE.Imm(asm.R1, 3, "marked"), asm.Mov.Imm(asm.R1, 2)) // congestion is said by who meets it
-	c.label("marked", asm.StoreMem(asm.RFP, atTOS, asm.R1, asm.Word))
-	c.lookup(m.ids, atNetwork)
-	c.add(asm.JEq.Imm(asm.R0, 0, "pass"))
-	c.load(asm.R1, asm.R0, 0, asm.Word)
-	c.keep(atOuter+32, asm.R1, asm.Word)
+	c.label("marked")
+	c.keep(atTOS, asm.R1, asm.Word)
 	c.add(asm.JNE.Imm(asm.R9, tcpSYN, "wrap"))
 	c.note(m.flows, flowDirect)
-	c.label("wrap", asm.Mov.Reg(asm.R1, asm.R6))
-	c.add(asm.Mov.Imm(asm.R2, envelope), asm.Mov.Imm(asm.R3, roomAtMAC), asm.LoadImm(asm.R4, roomEnvelope, asm.DWord), asm.FnSkbAdjustRoom.Call(),
-		asm.JNE.Imm(asm.R0, 0, "pass"))
+	c.label("wrap")
+	c.add(asm.Mov.Reg(asm.R1, asm.R6), asm.Mov.Imm(asm.R2, envelope), asm.Mov.Imm(asm.R3, roomAtMAC), asm.LoadImm(asm.R4, roomEnvelope, asm.DWord),
+		asm.FnSkbAdjustRoom.Call(), asm.JNE.Imm(asm.R0, 0, "pass"))
 	c.outer(w)
-	c.store(ethLen, atOuter, envelope)
-	c.load(asm.R1, asm.RFP, atIfindex, asm.Word)
+	c.add(asm.Mov.Reg(asm.R3, asm.RFP), asm.Add.Imm(asm.R3, atOuter))
+	c.store(ethLen, envelope)
 	// struct bpf_redir_neigh, over what has been stored.
 	c.add(asm.StoreImm(asm.RFP, atOuter, familyIPv4, asm.Word))
-	c.load(asm.R2, asm.RFP, atNext, asm.Word)
+	c.load(asm.R2, asm.R8, wayNext, asm.Word)
 	c.keep(atOuter+4, asm.R2, asm.Word)
 	for o := int16(8); o < 20; o += 4 {
 		c.add(asm.StoreImm(asm.RFP, atOuter+o, 0, asm.Word))
 	}
+	c.load(asm.R1, asm.R8, wayIfindex, asm.Word)
 	c.add(asm.Mov.Reg(asm.R2, asm.RFP), asm.Add.Imm(asm.R2, atOuter), asm.Mov.Imm(asm.R3, 20), asm.Mov.Imm(asm.R4, 0), asm.FnRedirectNeigh.Call(), asm.Return())
 }
 
-// outer writes the envelope at atOuter; the network's id is there already.
+// outer writes the envelope at atOuter, for the peer that the way at R8 leads to. R7 sums up what is not the same in all.
 func (c *code) outer(w Way) {
 	imm := func(offset int16, v int64, size asm.Size) { c.add(asm.StoreImm(asm.RFP, atOuter+offset, v, size)) }
 	imm(0, 0x45, asm.Byte)
 	c.load(asm.R7, asm.RFP, atTOS, asm.Word)
 	c.keep(atOuter+1, asm.R7, asm.Byte)
-	c.load(asm.R8, asm.RFP, atLen, asm.Word)
-	c.add(asm.Mov.Reg(asm.R1, asm.R8), asm.HostTo(asm.BE, asm.R1, asm.Half))
+	c.load(asm.R9, asm.RFP, atLen, asm.Word)
+	c.add(asm.Mov.Reg(asm.R1, asm.R9), asm.HostTo(asm.BE, asm.R1, asm.Half))
 	c.keep(atOuter+2, asm.R1, asm.Half)
-	c.add(asm.LSh.Imm(asm.R7, 8), asm.Add.Reg(asm.R7, asm.R1)) // R7 sums up
-	c.add(asm.Sub.Imm(asm.R8, ipLen), asm.HostTo(asm.BE, asm.R8, asm.Half))
-	c.keep(atOuter+24, asm.R8, asm.Half)
+	c.add(asm.LSh.Imm(asm.R7, 8), asm.Add.Reg(asm.R7, asm.R1))
+	c.add(asm.Sub.Imm(asm.R9, ipLen), asm.HostTo(asm.BE, asm.R9, asm.Half))
+	c.keep(atOuter+24, asm.R9, asm.Half)
 	c.add(asm.FnGetPrandomU32.Call(), asm.And.Imm(asm.R0, 0xffff))
 	c.keep(atOuter+4, asm.R0, asm.Half)
 	c.add(asm.Add.Reg(asm.R7, asm.R0))
 	imm(6, 0, asm.Half)
 	imm(8, protocolUDP<<8|64, asm.Half)
-	c.load(asm.R1, asm.RFP, atChecksum, asm.Word)
+	c.load(asm.R1, asm.R8, waySum, asm.Word)
 	c.add(asm.Add.Reg(asm.R7, asm.R1))
 	for range 2 {
 		c.add(asm.Mov.Reg(asm.R1, asm.R7), asm.RSh.Imm(asm.R1, 16), asm.And.Imm(asm.R7, 0xffff), asm.Add.Reg(asm.R7, asm.R1))
@@ -180,13 +199,15 @@ func (c *code) outer(w Way) {
 	c.add(asm.Xor.Imm(asm.R7, 0xffff))
 	c.keep(atOuter+10, asm.R7, asm.Half)
 	imm(12, int64(int32(raw(w.Underlay))), asm.Word)
-	c.load(asm.R7, asm.RFP, atPeer, asm.Word)
+	c.load(asm.R7, asm.R8, wayPeer, asm.Word)
 	c.keep(atOuter+16, asm.R7, asm.Word)
 	c.add(asm.Mov.Reg(asm.R1, asm.R6), asm.FnGetHashRecalc.Call(), asm.Or.Imm(asm.R0, 0xc000), asm.HostTo(asm.BE, asm.R0, asm.Half))
 	c.keep(atOuter+20, asm.R0, asm.Half)
 	imm(22, int64(be16(w.Port)), asm.Half)
 	imm(26, 0, asm.Half)
 	imm(28, 8, asm.Word)
+	c.load(asm.R1, asm.R8, wayID, asm.Word)
+	c.keep(atOuter+32, asm.R1, asm.Word)
 	imm(36, macHost, asm.Half)
 	c.keep(atOuter+38, asm.R7, asm.Half)
 	c.add(asm.RSh.Imm(asm.R7, 16))
@@ -220,7 +241,7 @@ func fromWire(m *maps, w Way) asm.Instructions {
 	c.add(asm.Mov.Reg(asm.R1, asm.R7), asm.Add.Imm(asm.R1, innerIP+ipLen+tcpLen), asm.JLE.Reg(asm.R1, asm.R8, "whole"),
 		asm.Mov.Reg(asm.R1, asm.R6), asm.Mov.Imm(asm.R2, innerIP+ipLen+tcpLen), asm.FnSkbPullData.Call())
 	c.bounds(innerIP+ipLen+tcpLen, "pass")
-	c.label("whole", asm.Mov.Imm(asm.R1, 0))
+	c.label("whole")
 	c.unless(vx, asm.Word, 8, "pass")
 	c.unless(mac, asm.Half, macHost, "pass")
 	c.load(asm.R1, asm.R7, mac+2, asm.Half)
@@ -234,57 +255,62 @@ func fromWire(m *maps, w Way) asm.Instructions {
 	c.add(asm.JLE.Imm(asm.R1, 2, "pass"))
 	c.opens(asm.R9, innerIP)
 
-	// A peer, a network, and a sender that is on that peer in that network, and not here.
 	c.load(asm.R1, asm.R7, ethLen+ipSource, asm.Word)
-	c.keep(atPeer, asm.R1, asm.Word)
-	c.lookup(m.peers, atPeer)
-	c.add(asm.JEq.Imm(asm.R0, 0, "pass"))
+	c.keep(keyFrom, asm.R1, asm.Word)
 	c.load(asm.R1, asm.R7, vx+4, asm.Word)
-	c.keep(atLen, asm.R1, asm.Word)
-	c.lookup(m.networks, atLen)
+	c.keep(keyID, asm.R1, asm.Word)
+	c.between(innerIP)
+	c.seek(m)
+	c.findFromWire(m)
+	c.arrive(m)
+	return c.ends()
+}
+
+// findFromWire finds out which group a packet from a host is for.
+func (c *code) findFromWire(m *maps) {
+	// A peer, a network, and a sender that is on that peer in that network, and not here.
+	c.lookup(m.peers, keyFrom)
+	c.add(asm.JEq.Imm(asm.R0, 0, "pass"))
+	c.lookup(m.networks, keyID)
 	c.add(asm.JEq.Imm(asm.R0, 0, "pass"))
 	c.load(asm.R1, asm.R0, 0, asm.Word)
 	c.keep(atNetwork, asm.R1, asm.Word)
-	c.load(asm.R1, asm.R7, innerIP+ipSource, asm.Word)
-	c.keep(atAddr, asm.R1, asm.Word)
-	c.lookup(m.groups, atAddr)
+	c.lookup(m.groups, keySource)
 	c.add(asm.JNE.Imm(asm.R0, 0, "pass"))
+	c.load(asm.R1, asm.RFP, keySource, asm.Word)
+	c.keep(atAddr, asm.R1, asm.Word)
 	c.home(m, "from", "pass")
 	c.load(asm.R1, asm.RFP, atPeer, asm.Word)
-	c.load(asm.R2, asm.R7, ethLen+ipSource, asm.Word)
+	c.load(asm.R2, asm.RFP, keyFrom, asm.Word)
 	c.add(asm.JNE.Reg(asm.R1, asm.R2, "pass"))
 
-	c.arrive(m)
-	c.ends()
-	return c.list
-}
-
-// arrive takes a packet from a peer out of its envelope, and to its group.
-func (c *code) arrive(m *maps) {
-	c.load(asm.R1, asm.R7, innerIP+ipDest, asm.Word)
-	c.keep(keyDest, asm.R1, asm.Word)
 	c.lookup(m.groups, keyDest)
 	c.add(asm.JEq.Imm(asm.R0, 0, "pass"))
 	c.load(asm.R1, asm.R0, groupNetwork, asm.Word)
 	c.load(asm.R2, asm.RFP, atNetwork, asm.Word)
 	c.add(asm.JNE.Reg(asm.R1, asm.R2, "pass"))
-	c.target()
-	c.fits(innerIP, "in", "pass")
-	c.add(asm.JEq.Imm(asm.R9, tcpSYN, "opens"))
+	c.toGroup()
+	c.learned()
+}
+
+// arrive takes a packet from a peer out of its envelope, and to its group.
+func (c *code) arrive(m *maps) {
+	c.fits(innerIP)
+	c.add(asm.Mov.Reg(asm.R8, asm.R0), asm.JEq.Imm(asm.R9, tcpSYN, "opens"))
 	c.load(asm.R1, asm.R7, innerIP+tcpFlags, asm.Byte)
 	c.add(asm.And.Imm(asm.R1, tcpFIN|tcpRST), asm.JEq.Imm(asm.R1, 0, "unwrap"))
 	c.flow(innerIP, "end")
 	c.lookup(m.flows, keyFlow)
 	c.add(asm.JEq.Imm(asm.R0, 0, "unwrap"))
-	c.ending(innerIP)
+	c.ending(asm.R0, innerIP)
 	c.add(asm.Ja.Label("unwrap"))
-	c.label("opens", asm.Mov.Imm(asm.R1, 0))
+	c.label("opens")
 	c.flow(innerIP, "")
 	c.now()
 	c.note(m.flows, flowDirect)
-	c.label("unwrap", asm.Mov.Reg(asm.R1, asm.R6))
-	c.add(asm.Mov.Imm(asm.R2, -envelope), asm.Mov.Imm(asm.R3, roomAtMAC), asm.Mov.Imm(asm.R4, roomFixedGSO), asm.FnSkbAdjustRoom.Call(),
-		asm.JNE.Imm(asm.R0, 0, "pass"))
+	c.label("unwrap")
+	c.add(asm.Mov.Reg(asm.R1, asm.R6), asm.Mov.Imm(asm.R2, -envelope), asm.Mov.Imm(asm.R3, roomAtMAC), asm.Mov.Imm(asm.R4, roomFixedGSO),
+		asm.FnSkbAdjustRoom.Call(), asm.JNE.Imm(asm.R0, 0, "pass"))
 	c.deliver()
 }
 
@@ -313,9 +339,8 @@ func slowly(m *maps) asm.Instructions {
 	c.add(asm.Add.Imm(asm.R1, mostIdle))
 	c.load(asm.R2, asm.RFP, atNow, asm.Word)
 	c.add(asm.JLE.Reg(asm.R2, asm.R1, "drop"))
-	c.label("slow", asm.Mov.Imm(asm.R1, 0))
+	c.label("slow")
 	c.note(m.flows, flowSlow)
 	c.add(asm.Ja.Label("pass"))
-	c.ends()
-	return c.list
+	return c.ends()
 }

@@ -12,16 +12,22 @@ import (
 
 // table is a map of the kernel's that only this process changes, so that what it holds is known.
 type table[K, V comparable] struct {
-	m     *ebpf.Map
-	have  map[K]V
-	key   func(K) []byte
-	value func(V) []byte
+	m       *ebpf.Map
+	changed *bool
+	have    map[K]V
+	key     func(K) []byte
+	value   func(V) []byte
+}
+
+func newTable[K, V comparable](m *ebpf.Map, changed *bool, key func(K) []byte, value func(V) []byte) table[K, V] {
+	return table[K, V]{m, changed, map[K]V{}, key, value}
 }
 
 func (t *table[K, V]) drop(k K) error {
 	if _, ok := t.have[k]; !ok {
 		return nil
 	}
+	*t.changed = true
 	if err := t.m.Delete(t.key(k)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("take %v out: %w", k, err)
 	}
@@ -33,6 +39,7 @@ func (t *table[K, V]) put(k K, v V) error {
 	if old, ok := t.have[k]; ok && old == v {
 		return nil
 	}
+	*t.changed = true
 	if err := t.m.Put(t.key(k), t.value(v)); err != nil {
 		return fmt.Errorf("put %v in: %w", k, err)
 	}
