@@ -67,7 +67,7 @@ func prepareHost(t *testing.T, on *machine) *fleetHost {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &fleetHost{T: t, name: on.name, on: on, dir: dir, bin: bin, args: []string{"--fast-path"}, log: log}
+	h := &fleetHost{T: t, name: on.name, on: on, dir: dir, bin: bin, log: log}
 	if older := os.Getenv("SPILLWAY_OLD"); older != "" { // a directory with spillway and spillway-keeper of an earlier release
 		h.bin, h.args = binaries{spillway: filepath.Join(older, "spillway"), keeper: filepath.Join(older, "spillway-keeper")}, nil
 	}

@@ -196,7 +196,7 @@ func (p *paths) follow(ctx context.Context) error {
 func (p *paths) openHost(ctx context.Context, i int, h *namespace) error {
 	var n *network.Network
 	if err := h.do(func() (err error) {
-		n, err = network.Open(ctx, network.Config{Instance: fmt.Sprintf("be0%d", i), CIDR: benchRange, FastPath: true})
+		n, err = network.Open(ctx, network.Config{Instance: fmt.Sprintf("be0%d", i), CIDR: benchRange})
 		return err
 	}); err != nil {
 		return err

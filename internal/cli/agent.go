@@ -48,7 +48,7 @@ func (a *app) agentCommand() *cobra.Command {
 	f.StringSliceVar(&cfg.PlainHTTP, "plain-http", nil, "registries that are asked without TLS")
 	f.IntVar(&cfg.Pool, "pool", agent.DefaultPoolSize, "sandboxes that are parked in advance; 0 parks none")
 	f.StringSliceVar(&cfg.Allow, "allow", nil, "what of this machine groups may have; see 'spillway up --help'")
-	f.BoolVar(&cfg.FastPath, "fast-path", false, fastPathHelp)
+	fastPathFlag(c, &cfg.FastPath)
 	f.BoolVar(&verbose, "verbose", false, "log more")
 	return c
 }

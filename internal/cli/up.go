@@ -11,6 +11,7 @@ import (
 	"spillway.dev/spillway/internal/agent"
 	"spillway.dev/spillway/internal/controller"
 	"spillway.dev/spillway/internal/hostlink"
+	"spillway.dev/spillway/internal/network"
 	"spillway.dev/spillway/internal/platform"
 )
 
@@ -81,13 +82,15 @@ func (a *app) upCommand() *cobra.Command {
 	f.DurationVar(&cfg.Beat, "beat", hostlink.DefaultBeat, "time between two signs of life of a further host; one that misses three is lost")
 	f.BoolVar(&kubernetes, "kubernetes", false, "also run a Kubernetes: control plane, one virtual node, name server, metrics server")
 	f.StringVar(&kubernetesListen, "kubernetes-listen", "127.0.0.1:6443", "address of the Kubernetes API; port 0 picks a free one")
-	f.BoolVar(&cfg.FastPath, "fast-path", false, fastPathHelp)
+	fastPathFlag(c, &cfg.FastPath)
 	f.BoolVar(&verbose, "verbose", false, "log more")
 	return c
 }
 
-// fastPathHelp is what all commands with a part in the network say of it.
-const fastPathHelp = "lead TCP between groups around this machine's network stack, by BPF, when the network spans hosts"
+// fastPathFlag is of all commands with a part in the network.
+func fastPathFlag(c *cobra.Command, v *network.FastPath) {
+	c.Flags().StringVar((*string)(v), "fast-path", string(network.FastAuto), "lead TCP between groups of several hosts around this machine's network stack, by BPF: on, off, or auto, where the machine has no firewall of its own")
+}
 
 // logger writes what happens to standard error.
 func (a *app) logger(verbose bool) *slog.Logger {

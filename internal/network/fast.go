@@ -34,6 +34,7 @@ type fast struct {
 	peers []netip.Addr          // that the overlay has
 	mtu   uint32                // of what groups send to them
 	slow  map[netip.Addr]string // those that packets take the stack to, with why
+	rests string                // why all do; "": they do not
 }
 
 // fastLink is the host's end of a group's link.
@@ -179,7 +180,7 @@ func fastView(p *overlay.Plan) fastpath.View {
 // fastAdmit makes the way around the stack for what an overlay has. What cannot be had of it is no error; that somebody
 // cannot be taken out is.
 func (n *Network) fastAdmit(p *overlay.Plan) error {
-	if !n.cfg.FastPath {
+	if n.cfg.FastPath == FastOff {
 		return nil
 	}
 	n.mu.Lock()
@@ -198,7 +199,7 @@ func (n *Network) fastAdmit(p *overlay.Plan) error {
 		return err
 	}
 	// gofail: var fastFenced struct{}
-	if err := n.leaveUplinks(v.Peers); err != nil {
+	if err := errors.Join(n.leaveUplinks(v.Peers), n.mayRest()); err != nil {
 		return err
 	}
 	if err := n.fast.path.Admit(v); err != nil {

@@ -20,11 +20,14 @@ import (
 // tap sees every packet that comes to a group.
 type tap struct{ frames chan []byte }
 
-func (w *world) tap(ns *os.File) *tap {
+func (w *world) tap(ns *os.File) *tap { return w.tapAt(ns, "eth0") }
+
+// tapAt is tap at another device than a group's.
+func (w *world) tapAt(ns *os.File, device string) *tap {
 	w.t.Helper()
 	t := &tap{make(chan []byte, 10_000)}
 	w.in(ns, func() error {
-		l, err := netlink.LinkByName("eth0")
+		l, err := netlink.LinkByName(device)
 		if err != nil {
 			return err
 		}

@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
@@ -343,6 +344,60 @@ func TestFastPathSizes(t *testing.T) {
 	if n := a.slowPackets() - slow; n > 500 {
 		t.Errorf("%d packets have taken the stack", n)
 	}
+}
+
+// TestFastPathOverPlainWire: devices that neither segment packets nor sum them up are given what they can send.
+func TestFastPathOverPlainWire(t *testing.T) {
+	t.Parallel()
+	f, a, b := newPair(t)
+	for _, h := range f.hosts {
+		h.in(h.host, func() error { return plain("uplink") })
+		h.mirror(h.ns[1], "0.0.0.0:9000")
+	}
+	wire := b.tapAt(b.host, "uplink")
+	slow := a.slowPackets() + b.slowPackets()
+	for what, c := range map[string]struct {
+		ns *os.File
+		to netip.Addr
+	}{"there": {a.ns[1], b.addr(1)}, "back": {b.ns[1], a.addr(1)}} {
+		if err := through(c.ns, c.to.String()+":9000", 4<<20); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if n := a.slowPackets() + b.slowPackets() - slow; n > 20 {
+		t.Errorf("%d packets have taken the stack", n)
+	}
+	frames := 0
+	for ; len(wire.frames) > 0; frames++ {
+		if f := <-wire.frames; len(f) > 1514 {
+			t.Fatalf("a frame of %d bytes was on the wire", len(f))
+		}
+	}
+	if frames == 0 {
+		t.Error("nothing was on the wire")
+	}
+}
+
+// plain switches off what a device does for the kernel.
+func plain(device string) error {
+	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(s)
+	for _, command := range []uint32{unix.ETHTOOL_STSO, unix.ETHTOOL_SGSO, unix.ETHTOOL_SSG, unix.ETHTOOL_STXCSUM, unix.ETHTOOL_SRXCSUM} {
+		value := [2]uint32{command, 0}
+		request := struct {
+			name [unix.IFNAMSIZ]byte
+			data unsafe.Pointer
+			_    [16]byte
+		}{data: unsafe.Pointer(&value)}
+		copy(request.name[:], device)
+		if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(s), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&request))); e != 0 {
+			return fmt.Errorf("switch %#x off: %w", command, e)
+		}
+	}
+	return nil
 }
 
 // TestFastPathLiveConnection: a connection by a service address that would have the ports of a direct one that lives is not let

@@ -19,12 +19,13 @@ import (
 // This file is about the ways to other hosts that packets take around the stack. They are those of the machine's own routes,
 // which change without a word to anybody here: FollowRoutes looks.
 
-// FollowInterval is how often FollowRoutes wants to be called. Packets around the stack take the way of before for so long
-// after a change, and none when nobody has called for ten seconds: then they take the stack.
+// FollowInterval is how often FollowRoutes wants to be called. Packets around the stack take the way of before, and pass rules of
+// the machine's, for so long after a change. When nobody has called for ten seconds they take the stack.
 const FollowInterval = time.Second
 
 // FollowRoutes lets packets around the stack take the way that the machine's routes lead now. Peers to which none leads are
-// reached by the stack, or not at all, as it has it. It asks one question for each peer, and changes only what is other.
+// reached by the stack, or not at all, as it has it. All take the stack where the machine has rules of its own. It asks one
+// question for each peer and one for the rules, and changes only what is other.
 func (n *Network) FollowRoutes(ctx context.Context) error {
 	n.overlayMu.Lock()
 	defer n.overlayMu.Unlock()
@@ -34,7 +35,7 @@ func (n *Network) FollowRoutes(ctx context.Context) error {
 	ways := n.fastWays()
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if err := errors.Join(n.fast.path.Lead(ways), n.leaveUplinks(ways)); err != nil {
+	if err := errors.Join(n.mayRest(), n.fast.path.Lead(ways), n.leaveUplinks(ways)); err != nil {
 		return fmt.Errorf("follow the routes to %d hosts: %w", len(ways), err)
 	}
 	return nil

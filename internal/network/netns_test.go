@@ -19,12 +19,12 @@ import (
 
 // world is a machine of its own: a network namespace that plays the host, one that plays the internet, and slots.
 type world struct {
-	t     *testing.T
-	host  *os.File
-	out   *os.File // 203.0.113.1 on a link to the host, which has 203.0.113.2
-	net   *Network
-	stack bool // everything goes through it
-	ns    map[uint32]*os.File
+	t        *testing.T
+	host     *os.File
+	out      *os.File // 203.0.113.1 on a link to the host, which has 203.0.113.2
+	net      *Network
+	fastPath FastPath
+	ns       map[uint32]*os.File
 }
 
 var testCIDR = netip.MustParsePrefix("10.99.0.0/16")
@@ -59,7 +59,7 @@ func newWorld(t *testing.T) *world {
 func (w *world) open() {
 	w.t.Helper()
 	w.in(w.host, func() error {
-		n, err := Open(context.Background(), Config{Instance: "00aa", CIDR: testCIDR, Public: []netip.Prefix{testPublic}, FastPath: !w.stack})
+		n, err := Open(context.Background(), Config{Instance: "00aa", CIDR: testCIDR, Public: []netip.Prefix{testPublic}, FastPath: w.fastPath})
 		w.net = n
 		return err
 	})

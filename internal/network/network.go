@@ -33,8 +33,7 @@ type Config struct {
 	CIDR     netip.Prefix   // addresses of groups; its first address is the gateway (see ChooseCIDR)
 	Public   []netip.Prefix // addresses that groups of type Public get; none: no public addresses
 	Log      *slog.Logger
-	// FastPath leads TCP between groups around the stack where there is an overlay, past the machine's own firewall: package fastpath.
-	FastPath bool
+	FastPath FastPath // where there is an overlay: package fastpath; "": FastAuto
 }
 
 // Slot is a ready-made sandbox network: a veth pair and an address, in a network namespace that nothing else uses.
@@ -87,6 +86,7 @@ type Network struct {
 	overlayMu sync.Mutex // guards what follows; taken before mu
 	tunnel    tunnel     // as the rules say
 	way       *socket
+	watch     *socket // for lists of what is not ours
 }
 
 // Open makes the table, the gateway address and the public routes of an instance, or adopts those that are there.
@@ -140,6 +140,9 @@ func (n *Network) dial() error {
 		return err
 	}
 	if n.list, err = dial(unix.NETLINK_NETFILTER); err != nil {
+		return err
+	}
+	if n.watch, err = dial(unix.NETLINK_NETFILTER); err != nil {
 		return err
 	}
 	n.nf, err = dial(unix.NETLINK_NETFILTER)
@@ -201,7 +204,7 @@ func (n *Network) Close() error {
 	if n.home != nil {
 		errs = append(errs, n.home.Close())
 	}
-	for _, s := range []*socket{n.rt, n.way, n.nf, n.list} {
+	for _, s := range []*socket{n.rt, n.way, n.nf, n.list, n.watch} {
 		if s != nil {
 			errs = append(errs, s.close())
 		}

@@ -229,7 +229,7 @@ func TestOverlayHelper(t *testing.T) {
 	if os.Getenv(helperEnv) == "" {
 		t.Skip("runs only as a part of other tests")
 	}
-	n, err := Open(context.Background(), Config{Instance: "00aa", CIDR: testCIDR, Public: []netip.Prefix{testPublic}, FastPath: true})
+	n, err := Open(context.Background(), Config{Instance: "00aa", CIDR: testCIDR, Public: []netip.Prefix{testPublic}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"spillway.dev/spillway/internal/fault"
@@ -43,6 +44,9 @@ func newPlan(cfg Config) (plan, error) {
 	if !cfg.CIDR.Addr().Is4() || cfg.CIDR.Bits() > 29 || cfg.CIDR != cfg.CIDR.Masked() {
 		return plan{}, fault.New(fault.Invalid, "", "network range %s must be an IPv4 prefix of at most 29 bits with no host bits set", cfg.CIDR)
 	}
+	if !slices.Contains([]FastPath{"", FastAuto, FastOn, FastOff}, cfg.FastPath) {
+		return plan{}, fault.New(fault.Invalid, "", "fast path %q: it must be %s, %s or %s", cfg.FastPath, FastAuto, FastOn, FastOff)
+	}
 	for _, p := range cfg.Public {
 		if !p.Addr().Is4() || p != p.Masked() {
 			return plan{}, fault.New(fault.Invalid, "", "public range %s must be an IPv4 prefix with no host bits set", p)
@@ -53,7 +57,7 @@ func newPlan(cfg Config) (plan, error) {
 	}
 	return plan{
 		instance: cfg.Instance,
-		table:    "spillway_" + cfg.Instance,
+		table:    tablePrefix + cfg.Instance,
 		links:    "sw" + cfg.Instance + "-",
 		cidr:     cfg.CIDR,
 		gateway:  cfg.CIDR.Addr().Next(),

@@ -299,7 +299,7 @@ func Tables() ([]string, error) {
 	}
 	var out []string
 	for _, t := range list {
-		if name, ok := strings.CutPrefix(t.Name, "spillway_"); ok {
+		if name, ok := strings.CutPrefix(t.Name, tablePrefix); ok {
 			out = append(out, name)
 		}
 	}

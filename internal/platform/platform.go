@@ -29,6 +29,7 @@ import (
 	"spillway.dev/spillway/internal/hostlink"
 	"spillway.dev/spillway/internal/httpapi"
 	"spillway.dev/spillway/internal/identity"
+	"spillway.dev/spillway/internal/network"
 	"spillway.dev/spillway/internal/nodeless"
 	"spillway.dev/spillway/internal/place"
 	"spillway.dev/spillway/internal/port"
@@ -44,7 +45,7 @@ type Config struct {
 	Location  string            // region name
 	Runtime   string            // parked, crun, runc or a path
 	Public    []netip.Prefix    // public addresses
-	FastPath  bool              // TCP between groups of several hosts goes around the network stack
+	FastPath  network.FastPath  // when TCP between groups of several hosts goes around the network stack; "": auto
 	Network   netip.Prefix      // groups' addresses; invalid: chosen at the first start
 	Services  netip.Prefix      // addresses of service addresses that ask for none; invalid: the controller's default
 	DNSListen string            // HOST:PORT, "": only inside groups

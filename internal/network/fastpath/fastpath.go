@@ -71,14 +71,16 @@ type Path struct {
 	homes                       table[Home, netip.Addr]
 	networks                    table[uint32, uint32]
 	ids                         table[uint32, uint32]
-	state, known                state // known is what programs see
+	until, epoch                uint32
+	known                       state // what programs see
 	changed                     bool  // a map, since the epoch began
+	rests                       bool
 }
 
 // state is what all programs look at.
 type state struct {
-	until uint32 // when the ways to peers are not trusted any more
-	epoch uint32
+	until uint32
+	epoch uint32 // or resting
 }
 
 func (s state) bytes() []byte { return append(number(s.until), number(s.epoch)...) }
@@ -106,7 +108,7 @@ const (
 	// mostIdle is how long a direct connection keeps one by a service address off the same ports that it has. The newcomer's
 	// first packets are lost meanwhile.
 	mostIdle = 120
-	// leadTime is how long packets go to other hosts by what is known of the ways there when nobody looks after it.
+	// leadTime is how long packets go fast when nobody looks after what is known of the host.
 	leadTime = 10
 )
 
@@ -180,18 +182,29 @@ func realTime() bool {
 // map ends with it, whatever comes in between.
 func (p *Path) publish(errs ...error) error {
 	if p.changed {
-		if p.state.epoch++; p.state.epoch == 0 {
-			p.state.epoch = 1 // nothing is remembered of epoch 0
+		if p.epoch++; p.epoch == resting {
+			p.epoch++
 		}
+		p.changed = false
 	}
-	if p.state == p.known {
+	now := state{p.until, p.epoch}
+	if p.rests {
+		now.epoch = resting
+	}
+	if now == p.known {
 		return errors.Join(errs...)
 	}
-	if err := p.maps.state.Put(uint32(0), p.state.bytes()); err != nil {
+	if err := p.maps.state.Put(uint32(0), now.bytes()); err != nil {
 		return errors.Join(append(errs, fmt.Errorf("begin an epoch: %w", err))...)
 	}
-	p.known, p.changed = p.state, false
+	p.known = now
 	return errors.Join(errs...)
+}
+
+// Rest lets no packet go fast, or those that may again.
+func (p *Path) Rest(rests bool) error {
+	p.rests = rests
+	return p.publish()
 }
 
 // PutGroup lets a group's packets go fast, and packets to it.
@@ -228,8 +241,8 @@ func (p *Path) Admit(v View) error {
 	return p.publish(p.ids.fill(v.Networks), p.networks.fill(inverse(v.Networks)), p.Lead(v.Peers), p.blocks.fill(v.Blocks), p.homes.fill(v.Homes))
 }
 
-// Lead says how peers are reached; those that are not named are not, by the fast way. It has to be said again within leadTime:
-// a process that is gone follows no change of the host's routes.
+// Lead says how peers are reached; those that are not named are not, by the fast way. It has to be said again within leadTime, or
+// nothing goes fast: a process that is gone follows no change of the host's routes and rules.
 func (p *Path) Lead(peers map[netip.Addr]Peer) error {
 	want := map[netip.Addr]peerAt{}
 	for a, to := range peers {
@@ -245,7 +258,7 @@ func (p *Path) Lead(peers map[netip.Addr]Peer) error {
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
 		return p.publish(append(errs, fmt.Errorf("read the clock: %w", err))...)
 	}
-	p.state.until = uint32(now.Nano()>>timeUnit) + leadTime
+	p.until = uint32(now.Nano()>>timeUnit) + leadTime
 	return p.publish(append(errs, p.peers.fill(want))...)
 }
 

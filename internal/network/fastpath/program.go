@@ -145,9 +145,6 @@ func (c *code) between(ip int16) {
 // away sends a packet to another host.
 func (c *code) away(m *maps, w Way) {
 	c.label("away")
-	c.state(m, asm.R1, stateUntil)
-	c.load(asm.R2, asm.RFP, atNow, asm.Word)
-	c.add(asm.JGT.Reg(asm.R2, asm.R1, "pass"))
 	c.load(asm.R1, asm.R6, skbLen, asm.Word)
 	c.add(asm.Add.Imm(asm.R1, envelope-ethLen), asm.JGT.Imm(asm.R1, mostLen, "pass"))
 	c.keep(atLen, asm.R1, asm.Word)
@@ -260,6 +257,7 @@ func fromWire(m *maps, w Way) asm.Instructions {
 	c.load(asm.R1, asm.R7, vx+4, asm.Word)
 	c.keep(keyID, asm.R1, asm.Word)
 	c.between(innerIP)
+	c.now()
 	c.seek(m)
 	c.findFromWire(m)
 	c.arrive(m)
@@ -306,7 +304,6 @@ func (c *code) arrive(m *maps) {
 	c.add(asm.Ja.Label("unwrap"))
 	c.label("opens")
 	c.flow(innerIP, "")
-	c.now()
 	c.note(m.flows, flowDirect)
 	c.label("unwrap")
 	c.add(asm.Mov.Reg(asm.R1, asm.R6), asm.Mov.Imm(asm.R2, -envelope), asm.Mov.Imm(asm.R3, roomAtMAC), asm.Mov.Imm(asm.R4, roomFixedGSO),

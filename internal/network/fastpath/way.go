@@ -42,9 +42,10 @@ const (
 
 // The layout of what all programs look at.
 const (
-	stateUntil = 0
+	stateUntil = 0 // when what the maps say is not trusted any more
 	stateEpoch = 4
 	stateSize  = 8
+	resting    = 0 // in place of an epoch
 )
 
 // state loads what all programs look at.
@@ -54,10 +55,14 @@ func (c *code) state(m *maps, dst asm.Register, offset uint32) {
 }
 
 // seek leaves in R0 what is known of the way whose key is on the stack, and goes to "way" if that is right. Otherwise it is at
-// atWay, and to be filled in.
+// atWay, and to be filled in. When nothing may go fast it goes to "pass".
 func (c *code) seek(m *maps) {
+	c.state(m, asm.R1, stateUntil)
+	c.load(asm.R2, asm.RFP, atNow, asm.Word)
+	c.add(asm.JGT.Reg(asm.R2, asm.R1, "pass"))
 	c.state(m, asm.R1, stateEpoch)
 	c.keep(atEpoch, asm.R1, asm.Word)
+	c.add(asm.JEq.Imm(asm.R1, resting, "pass"))
 	// Which ways have one place differs from one set of programs to another, so that nobody can prepare for it.
 	c.add(asm.LoadImm(asm.R3, int64(rand.Uint64()|1), asm.DWord), asm.Mov.Imm(asm.R1, 0))
 	for _, at := range []int16{keyFrom, keySource, keyDest} {
