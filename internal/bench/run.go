@@ -15,7 +15,7 @@ import (
 type Options struct {
 	Name     string          // one of Names
 	Dir      string          // scratch; made and removed
-	Runs     int             // rounds of start; parts of it of network and failover
+	Runs     int             // rounds of start and network; parts of it of failover
 	Burst    int             // groups of burst
 	Density  int             // groups of density
 	Saturate time.Duration   // of failover: how long every core is kept busy

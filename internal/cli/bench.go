@@ -50,7 +50,7 @@ func (a *app) benchCommand() *cobra.Command {
 	}
 	f := c.Flags()
 	f.BoolVar(&asJSON, "json", false, "print JSON")
-	f.IntVar(&o.Runs, "runs", bench.DefaultRuns, "rounds of start; parts of it of network and failover")
+	f.IntVar(&o.Runs, "runs", bench.DefaultRuns, "rounds of start and network; parts of it of failover")
 	f.DurationVar(&o.Saturate, "saturate", bench.DefaultSaturate, "how long failover keeps every core busy")
 	f.IntVar(&o.Burst, "groups", bench.DefaultBurst, "groups of burst")
 	f.IntVar(&o.Density, "density", bench.DefaultDensity, "groups of density")
