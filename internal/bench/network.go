@@ -269,36 +269,45 @@ func accept(at string, serve func(fd int)) error {
 			if err != nil {
 				return
 			}
-			go blocking(c, farProcessor, func(fd int) error { serve(fd); return nil })
+			go blocking(c, func(fd int) error { serve(fd); return nil })
 		}
 	}()
 	return nil
 }
 
-// The ends of a connection have a processor each, if there are two: where a scheduler puts two threads that talk with each other
-// changes by itself, and more than the way between them does.
-const (
-	nearProcessor = 0
-	farProcessor  = 1
-)
-
-// blocking gives a connection's descriptor to a function that waits in the kernel, not in Go's poller, on a processor of its
-// own: what is measured is the network. The caller's goroutine has to end with it.
-func blocking(c net.Conn, processor int, f func(fd int) error) error {
+// blocking gives a connection's descriptor to a function that waits in the kernel, not in Go's poller: what is measured is
+// the network.
+func blocking(c net.Conn, f func(fd int) error) error {
 	defer c.Close()
 	file, err := c.(*net.TCPConn).File()
 	if err != nil {
 		return err
 	}
 	defer file.Close()
-	runtime.LockOSThread() // for ever: the thread must not serve others
-	if err := stayOn(processor); err != nil {
-		return err
-	}
 	return f(int(file.Fd()))
 }
 
-// stayOn keeps the calling thread on one of the processors that it may use.
+// The ends of a stream have a processor each, if there are two: where a scheduler puts them changes by itself, and more than the
+// way between them does. Round trips are the scheduler's: their ends would sleep too deeply.
+const (
+	nearProcessor = 0
+	farProcessor  = 1
+)
+
+// alone does something on a thread that stays on one of the processors that it may use, and ends with it.
+func alone(processor int, f func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		err := stayOn(processor)
+		if err == nil {
+			err = f()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
 func stayOn(processor int) error {
 	var may unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &may); err != nil {
@@ -324,12 +333,14 @@ func stayOn(processor int) error {
 }
 
 func sink(fd int) {
-	buf := make([]byte, 256<<10)
-	for {
-		if n, err := unix.Read(fd, buf); err != nil || n == 0 {
-			return
+	_ = alone(farProcessor, func() error {
+		buf := make([]byte, 256<<10)
+		for {
+			if n, err := unix.Read(fd, buf); err != nil || n == 0 {
+				return err
+			}
 		}
-	}
+	})
 }
 
 func echo(fd int) {
@@ -353,26 +364,26 @@ func (p *paths) dial(to string, f func(fd int) error) error {
 	}); err != nil {
 		return err
 	}
-	done := make(chan error)
-	go func() { done <- blocking(c, nearProcessor, f) }()
-	return <-done
+	return blocking(c, f)
 }
 
 // stream sends as much as goes through one connection and gives gigabits per second.
 func (p *paths) stream(to string) (rate float64, err error) {
 	err = p.dial(to+streamPort, func(fd int) error {
-		buf := make([]byte, 256<<10)
-		var sent int
-		begin := now()
-		for now()-begin < streamFor {
-			n, err := unix.Write(fd, buf)
-			if err != nil {
-				return err
+		return alone(nearProcessor, func() error {
+			buf := make([]byte, 256<<10)
+			var sent int
+			begin := now()
+			for now()-begin < streamFor {
+				n, err := unix.Write(fd, buf)
+				if err != nil {
+					return err
+				}
+				sent += n
 			}
-			sent += n
-		}
-		rate = float64(sent) * 8 / float64(now()-begin)
-		return nil
+			rate = float64(sent) * 8 / float64(now()-begin)
+			return nil
+		})
 	})
 	return rate, err
 }
