@@ -16,7 +16,7 @@ import (
 //	chain guard    over a device of the overlay: other than IPv4 drop; mark it with the device's network; source not
 //	               routed over that device drop. From a peer to the VXLAN port: do not track
 //	chain refuse   from a group to the range: mark it with the sender's network
-//	chain outer    { output, raw }  VXLAN packets of this host: do not track
+//	chain outer    { output, raw }  VXLAN packets of this host: to a peer do not track, to others drop
 //	chain forward  over a device of the overlay: to a member of the marked network accept, else drop
 //	               from a group to a device of the overlay: of the sender's network accept; everything else to one drop
 //	               from a group to the range by another way, to the VXLAN port or to a peer, drop; a peer that a service
@@ -56,8 +56,8 @@ func (t tunnel) fromPeer() []expr.Any {
 	return rule(l3(unix.NFPROTO_IPV4), t.toPort(), destination(reg0), equal(reg0, t.underlay.AsSlice()), source(reg0), in(setPeer, reg0))
 }
 
-// toPeer matches VXLAN packets that this host sends.
-func (t tunnel) toPeer() []expr.Any {
+// sent matches VXLAN packets that this host sends.
+func (t tunnel) sent() []expr.Any {
 	return rule(l3(unix.NFPROTO_IPV4), t.toPort(), source(reg0), equal(reg0, t.underlay.AsSlice()))
 }
 
@@ -71,7 +71,10 @@ func (p plan) overlayGuard() [][]expr.Any {
 // overlayChains are those that only an overlay has.
 func (p plan) overlayChains() []chain {
 	return []chain{
-		{"outer", nftables.ChainHookOutput, nftables.ChainTypeFilter, nftables.ChainPriorityRaw, [][]expr.Any{rule(p.tunnel.toPeer(), notrack())}},
+		{"outer", nftables.ChainHookOutput, nftables.ChainTypeFilter, nftables.ChainPriorityRaw, [][]expr.Any{
+			rule(p.tunnel.sent(), destination(reg0), in(setPeer, reg0), notrack(), verdict(expr.VerdictAccept)),
+			rule(p.tunnel.sent(), verdict(expr.VerdictDrop)), // routes to a peer that was taken out last longer than its entry
+		}},
 		{name: "guard_over", rules: [][]expr.Any{
 			rule(meta(expr.MetaKeyNFPROTO, reg0), one(&expr.Cmp{Op: expr.CmpOpNeq, Register: reg0, Data: []byte{unix.NFPROTO_IPV4}}), verdict(expr.VerdictDrop)),
 			rule(meta(expr.MetaKeyIIFNAME, reg0), lookupMap(setOverlay, reg0, reg0), setMark(reg0)),

@@ -40,7 +40,7 @@ func (p plan) refuseHere() [][]expr.Any {
 	asked := rule(l3(unix.NFPROTO_IPV4), machine(reg0), destination(reg1), in(setServiceIP, reg0))
 	var out [][]expr.Any
 	if p.tunnel.enabled() {
-		out = append(out, rule(p.tunnel.toPeer(), verdict(expr.VerdictAccept)))
+		out = append(out, rule(p.tunnel.sent(), verdict(expr.VerdictAccept)))
 	}
 	return append(append(out, [][]expr.Any{rule(known(), verdict(expr.VerdictAccept)), rule(translated(), verdict(expr.VerdictAccept))}...), reject(asked)...)
 }
