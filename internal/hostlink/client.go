@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -68,7 +69,7 @@ type Client struct {
 	mu       sync.Mutex // guards what follows
 	statuses map[string]group.Status
 	fresh    map[string]bool // uids that the server has not been told of
-	clearing clearing
+	clearing host.Clearing
 	bell     chan struct{}
 	changed  chan struct{} // what the host says of itself is news
 }
@@ -89,7 +90,9 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 func (c *Client) Report(s group.Status) {
 	c.mu.Lock()
 	c.statuses[s.UID] = s
-	c.follow(&s)
+	if c.clearing.Follow(&s) {
+		c.Changed()
+	}
 	c.fresh[s.UID] = true
 	c.mu.Unlock()
 	select {
@@ -134,11 +137,21 @@ func (c *Client) tellAll() {
 	}
 }
 
+// describe is what the host says of itself.
+func (c *Client) describe() host.Host {
+	h := c.cfg.Local.Describe()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.clearing.Describe(h)
+}
+
 // retained drops statuses of groups that the server does not have any more.
 func (c *Client) retained(uids map[string]bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.clear(uids)
+	if c.clearing.Retain(uids, slices.Collect(maps.Values(c.statuses))) {
+		c.Changed()
+	}
 	for uid := range c.statuses {
 		if !uids[uid] {
 			delete(c.statuses, uid)
@@ -225,7 +238,9 @@ func (c *Client) connect(ctx context.Context, to string) error {
 	if err != nil {
 		return err
 	}
-	c.begin()
+	c.mu.Lock()
+	c.clearing = host.Clearing{} // another server may say something else
+	c.mu.Unlock()
 	n := &connection{c: c, conn: conn, stream: ss, sent: map[int64]time.Duration{}}
 	if err := n.say(&up{Hello: &hello{Version: Version, Host: c.describe(), Term: c.term}}); err != nil {
 		return errors.Join(err, n.refusal())

@@ -139,7 +139,7 @@ func (f *Fleet) runs(v arm.View) bool {
 func (c *wire) settled() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.told && len(c.downward) == 0 && time.Since(c.born) > time.Second
+	return c.clearing.Told() && len(c.downward) == 0 && time.Since(c.born) > time.Second
 }
 
 // Whole says what is wrong with a fleet in which nothing is broken any more. known are the groups that must be there, maybe

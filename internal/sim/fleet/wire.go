@@ -28,8 +28,7 @@ type wire struct {
 	heard    time.Time
 	desc     host.Host
 	statuses map[string]group.Status
-	told     bool            // which groups the host keeps
-	left     map[string]bool // uids that still run and should not
+	clearing host.Clearing
 }
 
 var _ host.Link = (*wire)(nil)
@@ -125,15 +124,12 @@ func (c *wire) down(message func()) {
 	}
 }
 
-// describe is what the host says of itself: it is not ready while it clears up.
+// describe is what the host says of itself.
 func (c *wire) describe() host.Host {
 	h := c.n.machine().Describe()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.told || len(c.left) > 0 {
-		h.State = host.NotReady
-	}
-	return h
+	return c.clearing.Describe(h)
 }
 
 // hear is a beat at the server, which answers with a lease.
@@ -141,7 +137,7 @@ func (c *wire) hear(sent time.Time) {
 	d := c.describe()
 	c.mu.Lock()
 	c.heard, c.desc = time.Now(), d
-	told := c.told
+	told := c.clearing.Told()
 	c.mu.Unlock()
 	c.s.ctrl.Heard(c.n.name)
 	if c.s.f.term.Load() != c.s.term || !told {
@@ -156,8 +152,7 @@ func (c *wire) know(st group.Status) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.statuses[st.UID] = st
-	if c.left[st.UID] && (st.Gone || st.State.Ended()) {
-		delete(c.left, st.UID)
+	if c.clearing.Follow(&st) {
 		c.urgent.Store(true)
 	}
 }
@@ -185,13 +180,7 @@ func (c *wire) Retain(uids map[string]bool) {
 	c.down(func() {
 		h := c.n.machine()
 		c.mu.Lock()
-		if !c.told {
-			c.told, c.left = true, map[string]bool{}
-			for _, st := range h.Statuses() {
-				if !uids[st.UID] && !st.Gone && !st.State.Ended() {
-					c.left[st.UID] = true
-				}
-			}
+		if c.clearing.Retain(uids, h.Statuses()) {
 			c.urgent.Store(true)
 		}
 		c.mu.Unlock()
