@@ -2,6 +2,7 @@ package network
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"os"
 	"strings"
@@ -85,7 +86,7 @@ func TestOverlayForgery(t *testing.T) {
 	remote, local, outside := b.addr(1), a.addr(1), netip.MustParseAddr("192.0.2.66")
 	forged := func(what string, from *os.File, packet []byte, want string) {
 		t.Helper()
-		if err := sendUDP(from, a.outerPort(), packet); err != nil {
+		if err := sendUDP(from, a.outerPort(), packet); err != nil && !errors.Is(err, unix.EPERM) { // already its own host may refuse it
 			t.Fatal(err)
 		}
 		hear := heard.next
