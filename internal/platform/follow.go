@@ -38,11 +38,39 @@ type electorate struct {
 	mu    sync.Mutex                                // guards what follows
 	known serverPlace
 	until time.Time
+	told  bool // changes are told
 	log   *slog.Logger
 }
 
-// leaderFresh is how long an answer is used again. A wrong one costs one attempt.
-const leaderFresh = 200 * time.Millisecond
+// How long an answer is used again: when nobody tells of changes, and when somebody does, who may have fallen silent. A wrong
+// one costs one attempt.
+const (
+	leaderFresh = 200 * time.Millisecond
+	leaderTold  = 10 * time.Second
+)
+
+// follow forgets who leads whenever etcd tells that it may be another.
+func (e *electorate) follow(ctx context.Context, watch func(ctx context.Context, changed func()) error) error {
+	for {
+		err := watch(ctx, func() { e.hear(true) })
+		e.hear(false)
+		if ctx.Err() != nil {
+			return nil
+		}
+		e.log.Debug("who leads is asked more often", "error", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// hear forgets who leads, and notes whether the next change will be told.
+func (e *electorate) hear(told bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.told, e.until = told, time.Time{}
+}
 
 // leader is the server that leads; ok is false when nobody does, or only a former life of this one.
 func (e *electorate) leader(ctx context.Context) (serverPlace, bool) {
@@ -62,8 +90,11 @@ func (e *electorate) leader(ctx context.Context) (serverPlace, bool) {
 	if e.known.ID == e.self.ID {
 		e.known = serverPlace{}
 	}
-	if e.known.ID != "" {
-		e.until = time.Now().Add(leaderFresh)
+	if fresh := leaderFresh; e.known.ID != "" {
+		if e.told {
+			fresh = leaderTold
+		}
+		e.until = time.Now().Add(fresh)
 	}
 	return e.known, e.known.ID != ""
 }

@@ -158,6 +158,7 @@ func (r *replica) run(ctx context.Context, kept Store) error {
 	run.Go(func() error { return serve(loops, server, r.api) })
 	run.Go(func() error { return r.fleet.serve(loops, r.hosts) })
 	run.Go(func() error { return r.campaign(loops) })
+	run.Go(func() error { return r.follow(loops, r.records.WatchLeader) })
 	fmt.Fprintf(r.Stdout, "ready %s\n", r.self.API)
 	if err = run.Wait(); errors.Is(err, context.Canceled) || ctx.Err() != nil && errors.Is(err, http.ErrServerClosed) {
 		err = nil

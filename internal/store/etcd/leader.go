@@ -125,6 +125,19 @@ func (s *Store) Leader(ctx context.Context) (value string, err error) {
 	return string(resp.Kvs[0].Value), nil
 }
 
+// WatchLeader says whenever another may lead, and once before: as soon as it would miss nothing. It ends with an error.
+func (s *Store) WatchLeader(ctx context.Context, changed func()) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	for resp := range s.client.Watch(clientv3.WithRequireLeader(ctx), store.Leaders+"/", clientv3.WithPrefix(), clientv3.WithCreatedNotify()) {
+		if err := resp.Err(); err != nil {
+			return fmt.Errorf("watch who leads: %w", err)
+		}
+		changed()
+	}
+	return fmt.Errorf("watch who leads: %w", ctx.Err())
+}
+
 // Candidates are what all that take part in the election said of themselves, the leader first.
 func (s *Store) Candidates(ctx context.Context) ([]string, error) {
 	resp, err := s.client.Get(ctx, store.Leaders+"/", clientv3.WithPrefix(), clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortAscend))
