@@ -80,7 +80,7 @@ func (s *Store) importAll(ctx context.Context, blobs content.Store, r io.Reader)
 		if err := s.unpackAll(ctx, m, nil, newProgress(name, func(host.Progress) {})); err != nil {
 			return out, fmt.Errorf("unpack %s: %w", name, err)
 		}
-		img, err := s.record(ctx, name, m, access{all: true})
+		img, err := s.record(ctx, name, m, origin{access: access{all: true}, imported: true})
 		if err != nil {
 			return out, err
 		}

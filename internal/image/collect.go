@@ -19,7 +19,7 @@ type CollectOptions struct {
 }
 
 // Collect removes unused images, those that were not used for the longest time first, until enough of the disk is
-// free. It gives the references it removed.
+// free. What was imported stays, as nobody could bring it back. It gives the references it removed.
 func (s *Store) Collect(ctx context.Context, opt CollectOptions) ([]string, error) {
 	var removed []string
 	for _, img := range s.byAge() {
@@ -27,7 +27,7 @@ func (s *Store) Collect(ctx context.Context, opt CollectOptions) ([]string, erro
 		if err != nil || free >= opt.Free {
 			return removed, err
 		}
-		if opt.InUse(img.Digest) {
+		if img.imported || opt.InUse(img.Digest) {
 			continue
 		}
 		if err := s.remove(s.context(ctx), img); err != nil {

@@ -77,8 +77,8 @@ type Image struct {
 	Layers  []string // lower directories, topmost first, ready for an overlay mount; one at least
 	Config  ocispec.ImageConfig
 
-	chain  string // of the snapshots
-	access access
+	chain string // of the snapshots
+	origin
 }
 
 // Store is the images of one host. All methods are safe for concurrent use.

@@ -410,9 +410,55 @@ func TestRemoveAndCollect(t *testing.T) {
 	ensure(t, s, refs[0]) // everything comes back
 }
 
+// TestCollectSparesImports: what was imported is collected neither at once nor by the next process, also when it was pulled too,
+// unless what its name means was replaced.
+func TestCollectSparesImports(t *testing.T) {
+	reg := newRegistry(t)
+	img := build(t, "amd64", layer(t, file("hello", "x")))
+	ref := reg.push(t, "pulled", img)
+	archive := filepath.Join(t.TempDir(), "image")
+	p, err := layout.Write(archive, empty.Index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.AppendImage(img, layout.WithAnnotations(map[string]string{"io.containerd.image.name": ref + ":latest"})); err != nil {
+		t.Fatal(err)
+	}
+	root := t.TempDir()
+	s := open(t, Config{Root: root})
+	if _, err := s.Import(context.Background(), bytes.NewReader(tarDir(t, archive))); err != nil {
+		t.Fatal(err)
+	}
+	all := CollectOptions{Free: 1 << 62, InUse: func(string) bool { return false }}
+	stays := func(when string, want bool) {
+		t.Helper()
+		removed, err := s.Collect(context.Background(), all)
+		if err != nil || (len(removed) == 0) != want {
+			t.Errorf("%s: collected %v, %v, want it to stay %v", when, removed, err, want)
+		}
+	}
+	stays("imported", true)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, Config{Root: root})
+	stays("opened again", true)
+	pull := func() {
+		t.Helper()
+		if _, err := s.Pull(context.Background(), Request{Ref: ref}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pull()
+	stays("pulled as well", true)
+	reg.push(t, "pulled", build(t, "amd64", layer(t, file("hello", "y"))))
+	pull()
+	stays("replaced", false)
+}
+
 func BenchmarkLookup(b *testing.B) {
 	s := &Store{known: map[string]*entry{}}
-	s.put(Image{Ref: "docker.io/library/nginx:latest", access: access{all: true}})
+	s.put(Image{Ref: "docker.io/library/nginx:latest", origin: origin{access: access{all: true}}})
 	for b.Loop() {
 		if _, ok := s.Lookup("nginx", "t"); !ok {
 			b.Fatal("not found")

@@ -14,17 +14,17 @@ import (
 )
 
 // record writes what a reference means now, and makes the image visible. Who could use the same content before still can.
-func (s *Store) record(ctx context.Context, name string, target ocispec.Descriptor, who access) (Image, error) {
+func (s *Store) record(ctx context.Context, name string, target ocispec.Descriptor, from origin) (Image, error) {
 	if old, ok := s.Get(name); ok && old.Digest == target.Digest.String() {
-		who = old.access.and(who)
+		from = old.origin.and(from)
 	}
-	img, err := s.build(ctx, name, target, who)
+	img, err := s.build(ctx, name, target, from)
 	if err != nil {
 		return Image{}, err
 	}
 	s.recording.Lock()
 	defer s.recording.Unlock()
-	rec := images.Image{Name: name, Target: target, Labels: map[string]string{accessLabel: who.label()}}
+	rec := images.Image{Name: name, Target: target, Labels: from.labels()}
 	_, err = s.images.Update(ctx, rec)
 	if errdefs.IsNotFound(err) {
 		_, err = s.images.Create(ctx, rec)
@@ -43,7 +43,7 @@ func (s *Store) load(ctx context.Context) error {
 		return fmt.Errorf("list images: %w", err)
 	}
 	for _, rec := range list {
-		img, err := s.build(ctx, rec.Name, rec.Target, parseAccess(rec.Labels[accessLabel]))
+		img, err := s.build(ctx, rec.Name, rec.Target, parseOrigin(rec.Labels))
 		if err != nil {
 			s.log.WarnContext(ctx, "image forgotten", "image", rec.Name, "error", err)
 			if err := s.images.Delete(ctx, rec.Name); err != nil {
@@ -58,12 +58,12 @@ func (s *Store) load(ctx context.Context) error {
 }
 
 // build reads an image from the stores and finds its layer directories.
-func (s *Store) build(ctx context.Context, name string, target ocispec.Descriptor, who access) (Image, error) {
+func (s *Store) build(ctx context.Context, name string, target ocispec.Descriptor, from origin) (Image, error) {
 	config, size, err := s.read(ctx, name, target)
 	if err != nil {
 		return Image{}, err
 	}
-	img := Image{Ref: name, Digest: target.Digest.String(), Size: size, Config: config.Config, access: who}
+	img := Image{Ref: name, Digest: target.Digest.String(), Size: size, Config: config.Config, origin: from}
 	if config.Created != nil {
 		img.Created = *config.Created
 	}

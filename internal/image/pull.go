@@ -84,7 +84,7 @@ func (s *Store) pull(ctx context.Context, name string, req Request, tell func(ho
 	if used.Load() {
 		who = only(req.Tenant)
 	}
-	img, err := s.record(ctx, name, desc, who)
+	img, err := s.record(ctx, name, desc, origin{access: who})
 	if err != nil {
 		return Image{}, err
 	}

@@ -45,8 +45,34 @@ type access struct {
 	tenants []string
 }
 
-// label under which access is kept with the image's record.
-const accessLabel = "spillway.dev/access"
+// origin is what an image is besides its content.
+type origin struct {
+	access   access
+	imported bool // by the operator: no registry may have it, so it stays until it is removed
+}
+
+// Labels under which it is kept with the image's record.
+const (
+	accessLabel   = "spillway.dev/access"
+	importedLabel = "spillway.dev/imported"
+)
+
+func parseOrigin(labels map[string]string) origin {
+	return origin{access: parseAccess(labels[accessLabel]), imported: labels[importedLabel] != ""}
+}
+
+func (o origin) labels() map[string]string {
+	labels := map[string]string{accessLabel: o.access.label()}
+	if o.imported {
+		labels[importedLabel] = "yes"
+	}
+	return labels
+}
+
+// and is the origin of content that came from both.
+func (o origin) and(p origin) origin {
+	return origin{access: o.access.and(p.access), imported: o.imported || p.imported}
+}
 
 // onlyMark begins the label of an image that not all may use; names of tenants follow, if any.
 const onlyMark = "only:"
