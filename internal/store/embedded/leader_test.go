@@ -18,18 +18,6 @@ func TestLeadership(t *testing.T) {
 	if _, err := s.Leader(t.Context()); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("leader before any election: %v, want none", err)
 	}
-	changed, watched := make(chan struct{}, 16), make(chan error, 1)
-	watching, unwatch := context.WithCancel(t.Context())
-	go func() { watched <- s.WatchLeader(watching, func() { changed <- struct{}{} }) }()
-	told := func(when string) {
-		t.Helper()
-		select {
-		case <-changed:
-		case <-time.After(10 * time.Second):
-			t.Fatalf("%s: nothing is told of who leads", when)
-		}
-	}
-	told("at first")
 	first, err := s.Campaign(t.Context(), "one", 2*time.Second)
 	if err != nil {
 		t.Fatal(err)
@@ -37,7 +25,6 @@ func TestLeadership(t *testing.T) {
 	if who, err := s.Leader(t.Context()); who != "one" || err != nil || !first.Holds() {
 		t.Errorf("leader = %q, %v, holds %t; want one", who, err, first.Holds())
 	}
-	told("the first leads")
 	old := first.Fence(s)
 	if _, err := old.Commit(t.Context(), store.Op{Key: "/k", Value: []byte("1"), If: store.Absent}); err != nil {
 		t.Errorf("commit of the leader: %v", err)
@@ -58,15 +45,7 @@ func TestLeadership(t *testing.T) {
 	if _, err := s.Campaign(short, "three", 2*time.Second); err == nil {
 		t.Error("two leaders at a time")
 	}
-	for len(changed) > 0 { // of those who wait
-		<-changed
-	}
 	first.Resign()
-	told("the first resigns")
-	unwatch()
-	if err := <-watched; !errors.Is(err, context.Canceled) {
-		t.Errorf("the end of the watch: %v", err)
-	}
 	second := <-next
 	if second.Term() <= first.Term() || first.Holds() || !second.Holds() {
 		t.Errorf("terms %d and %d, the first holds %t, the second %t", first.Term(), second.Term(), first.Holds(), second.Holds())
@@ -85,4 +64,39 @@ func TestLeadership(t *testing.T) {
 	fence := second.Fence(s)
 	storetest.Run(t, func(*testing.T) store.Store { return fence })
 	second.Resign()
+}
+
+// TestWatchLeader: whoever watches hears that another may lead, and whoever asks then is told who does.
+func TestWatchLeader(t *testing.T) {
+	m := start(t, t.TempDir())
+	defer m.Close()
+	s := etcd.New(m.Client())
+	changed, ended := make(chan struct{}, 16), make(chan error, 1)
+	ctx, end := context.WithCancel(t.Context())
+	go func() { ended <- s.WatchLeader(ctx, func() { changed <- struct{}{} }) }()
+	leads := func(when, want string) {
+		t.Helper()
+		select {
+		case <-changed:
+		case <-time.After(10 * time.Second):
+			t.Fatalf("%s: nothing is told", when)
+		}
+		if who, err := s.Leader(t.Context()); who != want || (err == nil) != (want != "") {
+			t.Errorf("%s: %q leads, %v, want %q", when, who, err, want)
+		}
+	}
+	leads("at first", "")
+	for _, name := range []string{"one", "two"} {
+		l, err := s.Campaign(t.Context(), name, 2*time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		leads(name+" is elected", name)
+		l.Resign()
+		leads(name+" resigns", "")
+	}
+	end()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("the watch ends with %v", err)
+	}
 }
