@@ -183,6 +183,7 @@ func (n *Network) fastAdmit(p *overlay.Plan) error {
 	if n.cfg.FastPath == FastOff {
 		return nil
 	}
+	why := n.reasonToRest()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if err := n.fastBegin(p); err != nil {
@@ -199,7 +200,7 @@ func (n *Network) fastAdmit(p *overlay.Plan) error {
 		return err
 	}
 	// gofail: var fastFenced struct{}
-	if err := errors.Join(n.leaveUplinks(v.Peers), n.mayRest()); err != nil {
+	if err := errors.Join(n.leaveUplinks(v.Peers), n.rest(why)); err != nil {
 		return err
 	}
 	if err := n.fast.path.Admit(v); err != nil {

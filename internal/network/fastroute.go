@@ -32,10 +32,10 @@ func (n *Network) FollowRoutes(ctx context.Context) error {
 	if n.fast.path == nil {
 		return nil
 	}
-	ways := n.fastWays()
+	ways, why := n.fastWays(), n.reasonToRest()
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if err := errors.Join(n.mayRest(), n.fast.path.Lead(ways), n.leaveUplinks(ways)); err != nil {
+	if err := errors.Join(n.rest(why), n.fast.path.Lead(ways), n.leaveUplinks(ways)); err != nil {
 		return fmt.Errorf("follow the routes to %d hosts: %w", len(ways), err)
 	}
 	return nil

@@ -85,16 +85,20 @@ func filters(body []byte) string {
 	return fmt.Sprintf("chain %.60q of table %.60q", chain, table)
 }
 
-// mayRest lets nothing go around the stack while the machine has rules of its own, and says so when that changes. Both locks
-// are held.
-func (n *Network) mayRest() error {
-	why := ""
-	if n.cfg.FastPath != FastOn {
-		var err error
-		if why, err = n.foreignRules(); err != nil {
-			why = err.Error()
-		}
+// reasonToRest says why nothing may go around the stack; "": it may. overlayMu is held.
+func (n *Network) reasonToRest() string {
+	if n.cfg.FastPath == FastOn {
+		return ""
 	}
+	why, err := n.foreignRules()
+	if err != nil {
+		return err.Error()
+	}
+	return why
+}
+
+// rest lets nothing go around the stack while there is a reason, and says so when that changes. Both locks are held.
+func (n *Network) rest(why string) error {
 	if why != n.fast.rests {
 		if why != "" {
 			n.log.Info("packets between groups take the stack, as this machine has rules of its own", "instance", n.plan.instance, "first", why)
