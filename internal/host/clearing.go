@@ -1,6 +1,10 @@
 package host
 
-import "spillway.dev/spillway/internal/group"
+import (
+	"iter"
+
+	"spillway.dev/spillway/internal/group"
+)
 
 // Clearing is what a host that has come back has to end before it is ready: groups that were started elsewhere while it was away.
 // It is of one connection, as another server may say something else, and begins with the zero value. Not safe for concurrent use.
@@ -14,13 +18,13 @@ func (c *Clearing) Told() bool { return c.told }
 
 // Retain notes what is to end, of all that the host runs, when it is told for the first time which groups are its own: those that
 // leave a host in use do not keep it from anything. It says whether that changed anything.
-func (c *Clearing) Retain(own map[string]bool, statuses []group.Status) bool {
+func (c *Clearing) Retain(own map[string]bool, statuses iter.Seq[group.Status]) bool {
 	if c.told {
 		return false
 	}
 	c.told, c.left = true, map[string]bool{}
-	for i := range statuses {
-		if s := &statuses[i]; !own[s.UID] && !over(s) {
+	for s := range statuses {
+		if !own[s.UID] && !over(&s) {
 			c.left[s.UID] = true
 		}
 	}

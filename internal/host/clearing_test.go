@@ -1,6 +1,7 @@
 package host
 
 import (
+	"slices"
 	"testing"
 
 	"spillway.dev/spillway/internal/group"
@@ -20,7 +21,7 @@ func TestClearing(t *testing.T) {
 		t.Error("it has been told before it was")
 	}
 	ended := group.Status{UID: "ended", State: group.Succeeded}
-	if !c.Retain(map[string]bool{"own": true}, []group.Status{running("own"), running("one"), running("two"), ended}) || !c.Told() {
+	if !c.Retain(map[string]bool{"own": true}, slices.Values([]group.Status{running("own"), running("one"), running("two"), ended})) || !c.Told() {
 		t.Error("the first word changes nothing")
 	}
 	ready(false)
@@ -36,7 +37,7 @@ func TestClearing(t *testing.T) {
 		t.Error("the last was not the last")
 	}
 	ready(true)
-	if c.Retain(nil, []group.Status{running("own")}) {
+	if c.Retain(nil, slices.Values([]group.Status{running("own")})) {
 		t.Error("a group that leaves a host in use keeps it from something")
 	}
 	ready(true)

@@ -149,7 +149,7 @@ func (c *Client) describe() host.Host {
 func (c *Client) retained(uids map[string]bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.clearing.Retain(uids, slices.Collect(maps.Values(c.statuses))) {
+	if c.clearing.Retain(uids, maps.Values(c.statuses)) {
 		c.Changed()
 	}
 	for uid := range c.statuses {

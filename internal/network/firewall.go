@@ -44,7 +44,7 @@ func (n *Network) foreignRules() (string, error) {
 	found, err := whole(func() (found []string, err error) {
 		m := newMessage(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETCHAIN, unix.NLM_F_DUMP, []byte{unix.NFPROTO_UNSPEC, unix.NFNETLINK_V0, 0, 0})
 		err = n.watch.dump(m, func(body []byte) {
-			if f := filters(body); f != "" && len(found) == 0 {
+			if f := filters(body); f != "" {
 				found = append(found, f)
 			}
 		})
@@ -53,7 +53,10 @@ func (n *Network) foreignRules() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("list chains: %w", err)
 	}
-	return strings.Join(found, ""), nil
+	if len(found) == 0 {
+		return "", nil
+	}
+	return found[0], nil
 }
 
 // filters describes a chain that may refuse or change packets of groups; "": it does not, or is ours.

@@ -38,7 +38,7 @@ type electorate struct {
 	mu    sync.Mutex                                // guards what follows
 	known serverPlace
 	until time.Time
-	told  bool // changes are told
+	fresh time.Duration // how long an answer is used again
 	log   *slog.Logger
 }
 
@@ -52,24 +52,21 @@ const (
 // follow forgets who leads whenever etcd tells that it may be another.
 func (e *electorate) follow(ctx context.Context, watch func(ctx context.Context, changed func()) error) error {
 	for {
-		err := watch(ctx, func() { e.hear(true) })
-		e.hear(false)
+		err := watch(ctx, func() { e.forgetFor(leaderTold) })
+		e.forgetFor(leaderFresh)
 		if ctx.Err() != nil {
 			return nil
 		}
 		e.log.Debug("who leads is asked more often", "error", err)
-		select {
-		case <-ctx.Done():
-		case <-time.After(time.Second):
-		}
+		pause(ctx, time.Second)
 	}
 }
 
-// hear forgets who leads, and notes whether the next change will be told.
-func (e *electorate) hear(told bool) {
+// forgetFor forgets who leads, and notes how long the next answer is used again.
+func (e *electorate) forgetFor(fresh time.Duration) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.told, e.until = told, time.Time{}
+	e.fresh, e.until = fresh, time.Time{}
 }
 
 // leader is the server that leads; ok is false when nobody does, or only a former life of this one.
@@ -90,11 +87,8 @@ func (e *electorate) leader(ctx context.Context) (serverPlace, bool) {
 	if e.known.ID == e.self.ID {
 		e.known = serverPlace{}
 	}
-	if fresh := leaderFresh; e.known.ID != "" {
-		if e.told {
-			fresh = leaderTold
-		}
-		e.until = time.Now().Add(fresh)
+	if e.known.ID != "" {
+		e.until = time.Now().Add(e.fresh)
 	}
 	return e.known, e.known.ID != ""
 }
@@ -149,10 +143,7 @@ func (f *follower) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			_, _ = io.WriteString(w, `{"error":{"code":"ServiceUnavailable","message":"No server leads at the moment. Try again."}}`)
 			return
 		}
-		select {
-		case <-r.Context().Done():
-		case <-time.After(retryPause):
-		}
+		pause(r.Context(), retryPause)
 	}
 }
 

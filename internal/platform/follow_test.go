@@ -14,7 +14,7 @@ func TestElectorateAsksWhenItMust(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		asked, leads := 0, "one"
-		e := &electorate{self: serverPlace{ID: "self"}, log: slog.New(slog.DiscardHandler), ask: func(context.Context) (string, error) {
+		e := &electorate{fresh: leaderFresh, self: serverPlace{ID: "self"}, log: slog.New(slog.DiscardHandler), ask: func(context.Context) (string, error) {
 			asked++
 			return `{"id":"` + leads + `"}`, nil
 		}}

@@ -196,7 +196,7 @@ func (r *replica) listen(ctx context.Context) error {
 	var id [8]byte
 	_, _ = rand.Read(id[:])
 	r.electorate.self = serverPlace{ID: hex.EncodeToString(id[:]), API: "https://" + endpointHost(r.api.Addr().String()), Hosts: endpointHost(r.hosts.Addr().String())}
-	r.electorate.ask, r.electorate.log = r.records.Leader, r.Log
+	r.electorate.ask, r.electorate.fresh, r.electorate.log = r.records.Leader, leaderFresh, r.Log
 	return nil
 }
 

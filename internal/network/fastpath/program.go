@@ -97,9 +97,6 @@ func (c *code) findFromGroup(m *maps) {
 
 	c.lookup(m.groups, keyDest)
 	c.add(asm.JEq.Imm(asm.R0, 0, "elsewhere"))
-	c.load(asm.R1, asm.R0, groupNetwork, asm.Word)
-	c.load(asm.R2, asm.RFP, atNetwork, asm.Word)
-	c.add(asm.JNE.Reg(asm.R1, asm.R2, "pass"))
 	c.toGroup()
 	c.add(asm.Ja.Label("learned"))
 
@@ -284,9 +281,6 @@ func (c *code) findFromWire(m *maps) {
 
 	c.lookup(m.groups, keyDest)
 	c.add(asm.JEq.Imm(asm.R0, 0, "pass"))
-	c.load(asm.R1, asm.R0, groupNetwork, asm.Word)
-	c.load(asm.R2, asm.RFP, atNetwork, asm.Word)
-	c.add(asm.JNE.Reg(asm.R1, asm.R2, "pass"))
 	c.toGroup()
 	c.learned()
 }

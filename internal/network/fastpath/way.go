@@ -96,8 +96,11 @@ func (c *code) learn(kind int64, fields [][2]int16) {
 	c.add(asm.StoreImm(asm.R2, wayKind, kind, asm.Word))
 }
 
-// toGroup learns that the way leads to the group at R0.
+// toGroup learns that the way leads to the group at R0, which has to be in the network at atNetwork.
 func (c *code) toGroup() {
+	c.load(asm.R1, asm.R0, groupNetwork, asm.Word)
+	c.load(asm.R2, asm.RFP, atNetwork, asm.Word)
+	c.add(asm.JNE.Reg(asm.R1, asm.R2, "pass"))
 	c.learn(toGroup, [][2]int16{{wayIfindex, groupIfindex}, {wayMTU, groupMTU}, {wayMACs, groupMAC}, {wayMACs + 4, groupMAC + 4}, {wayMACs + 8, groupMAC + 8}})
 }
 

@@ -3,6 +3,7 @@ package fleet
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -180,7 +181,7 @@ func (c *wire) Retain(uids map[string]bool) {
 	c.down(func() {
 		h := c.n.machine()
 		c.mu.Lock()
-		if c.clearing.Retain(uids, h.Statuses()) {
+		if c.clearing.Retain(uids, slices.Values(h.Statuses())) {
 			c.urgent.Store(true)
 		}
 		c.mu.Unlock()
