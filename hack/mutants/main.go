@@ -61,7 +61,7 @@ var mutants = []mutant{
 	{"a withdrawn peer stays on the fast path", "internal/network/fastpath/fastpath.go",
 		"func (p *Path) Fence(v View) error {", "func (p *Path) Fence(v View) error {\n\tif len(v.Peers) == 0 {\n\t\treturn nil\n\t}", []string{"./internal/network", "-run", "TestFastPathFences"}},
 	{"processors remember ways that have been taken out", "internal/network/fastpath/fastpath.go",
-		"\tif p.changed {", "\tif p.changed && p.state.epoch == 0 {", []string{"./internal/network", "-run", "TestFastPathFences"}},
+		"\tif p.changed {", "\tif p.changed && p.epoch == 0 {", []string{"./internal/network", "-run", "TestFastPathFences"}},
 	{"a removed host's certificate is let in", "internal/controller/join.go",
 		"r == nil || r.UID == \"\" || r.UID != uid", "r == nil && uid == \"\"", []string{"./internal/controller", "-run", "TestHostIsForgotten"}},
 }
