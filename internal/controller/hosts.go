@@ -50,6 +50,9 @@ func (c *Controller) applyHost(ch store.Change) error {
 	case old != nil && old.revision >= ch.Revision, ch.Revision <= c.idx.followed, c.idx.buried[ch.Key] > ch.Revision:
 		return nil
 	case ch.Deleted:
+		if old != nil && old.UID != "" {
+			delete(c.links, name) // at once, not when its connection has ended: nothing is given to it any more
+		}
 		delete(c.idx.hosts, name)
 		delete(c.absent, name)
 		c.idx.fleet.RemoveHost(name)
@@ -113,13 +116,23 @@ func (c *Controller) describe(name string) host.Host {
 	return h
 }
 
-// Connect makes a host available, tells it all its groups and reads what it knows of them. It is called once for each
-// connection.
-func (c *Controller) Connect(link host.Link) {
+// Connect makes the machine's own host available, tells it all its groups and reads what it knows of them. It is called
+// once for each connection.
+func (c *Controller) Connect(link host.Link) { _ = c.connect(link, "") }
+
+// ConnectJoined is Connect for a host that has joined. Errors: denied, when it is not of the fleet any more.
+func (c *Controller) ConnectJoined(link host.Link, uid string) error { return c.connect(link, uid) }
+
+func (c *Controller) connect(link host.Link, uid string) error {
 	h := link.Describe()
 	name := h.Name
 	c.placing.Lock()
 	c.mu.Lock()
+	if err := c.admits(name, uid); uid != "" && err != nil { // it was admitted before it told of its groups
+		c.mu.Unlock()
+		c.placing.Unlock()
+		return err
+	}
 	c.links[name] = link
 	c.states[name] = c.describe(name).State
 	mine := c.idx.onHost(name)
@@ -150,6 +163,7 @@ func (c *Controller) Connect(link host.Link) {
 	}
 	c.mu.Unlock()
 	c.respan()
+	return nil
 }
 
 // retain tells a host that these are all its groups.

@@ -132,14 +132,30 @@ func (c *Controller) openToken(ctx context.Context, text string) (JoinToken, int
 func (c *Controller) Admit(name, uid string) error {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
+	return c.admits(name, uid)
+}
+
+// admits is Admit with the lock held.
+func (c *Controller) admits(name, uid string) error {
 	if r := c.idx.hosts[name]; r == nil || r.UID == "" || r.UID != uid {
 		return fault.New(fault.Denied, "HostUnknown", "the host %s is not of this fleet: it was removed, or its name was given to another", name)
 	}
 	return nil
 }
 
-// changeHost writes a host's record anew.
+// changeHost writes the record of a host anew that is connected or has joined. Errors: not-found, also when it is removed
+// meanwhile.
 func (c *Controller) changeHost(ctx context.Context, name string, edit func(*hostRecord) error) error {
+	return c.editHost(ctx, name, func(r *hostRecord) error {
+		if _, connected := c.Host(name); r.revision == store.Absent && !connected {
+			return noHost(name)
+		}
+		return edit(r)
+	})
+}
+
+// editHost writes a host's record anew, or the first one.
+func (c *Controller) editHost(ctx context.Context, name string, edit func(*hostRecord) error) error {
 	key := store.HostKey(name)
 	for range maxAttempts {
 		c.mu.RLock()
@@ -209,5 +225,6 @@ func (c *Controller) RemoveHost(ctx context.Context, name string) (host.Host, er
 		return h, fmt.Errorf("remove host %s: %w", name, err)
 	}
 	h.Name = name
+	c.cfg.Log.Info("host removed", "host", name, "uid", r.UID)
 	return h, c.bury(key, revision)
 }

@@ -97,7 +97,11 @@ func (c *Controller) grantBlocks(ctx context.Context) error {
 		if len(free) == 0 {
 			return fault.New(fault.Exhausted, "", "the host %s gets no more addresses: all blocks of %s are given out", name, c.cfg.Network)
 		}
-		if err := c.addBlocks(ctx, name, free); err != nil {
+		err := c.changeHost(ctx, name, adding(free))
+		if fault.KindOf(err) == fault.NotFound {
+			continue // it was removed
+		}
+		if err != nil {
 			return err
 		}
 		c.cfg.Log.Info("address blocks given", "host", name, "blocks", free)
@@ -105,11 +109,12 @@ func (c *Controller) grantBlocks(ctx context.Context) error {
 	return nil
 }
 
-func (c *Controller) addBlocks(ctx context.Context, name string, blocks []netip.Prefix) error {
-	return c.changeHost(ctx, name, func(r *hostRecord) error {
+// adding edits a host's record so that it has more address blocks.
+func adding(blocks []netip.Prefix) func(*hostRecord) error {
+	return func(r *hostRecord) error {
 		r.Blocks = append(slices.Clone(r.Blocks), blocks...)
 		return nil
-	})
+	}
 }
 
 // freeBlocks are the first n blocks that no host has, and no virtual network of an earlier version.
@@ -171,7 +176,7 @@ func (c *Controller) HoldBlocks(ctx context.Context, name string, addrs []netip.
 	if len(wanted) == 0 {
 		return nil
 	}
-	return c.addBlocks(ctx, name, slices.SortedFunc(maps.Keys(wanted), func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) }))
+	return c.editHost(ctx, name, adding(slices.SortedFunc(maps.Keys(wanted), func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })))
 }
 
 // Blocks are the address blocks of a host.
@@ -335,7 +340,7 @@ func (c *Controller) noteLost(ctx context.Context, name string, lost bool) {
 		r.Lost = lost
 		return nil
 	})
-	if err != nil && ctx.Err() == nil {
+	if err != nil && fault.KindOf(err) != fault.NotFound && ctx.Err() == nil {
 		c.cfg.Log.Error("write down whether a host is lost", "host", name, "lost", lost, "error", err)
 	}
 }

@@ -106,6 +106,44 @@ func TestHostsGetBlocksOfTheirOwn(t *testing.T) {
 	}
 }
 
+// TestRemovedHostIsGivenNothing removes a host whose connection has not ended yet: it is no host from then on, and nothing
+// writes its record anew.
+func TestRemovedHostIsGivenNothing(t *testing.T) {
+	c := spanning(t, mem.New())
+	h := joinAt(t, c, "h1", "192.0.2.1")
+	c.mu.RLock()
+	uid := c.idx.hosts["h1"].UID
+	c.mu.RUnlock()
+	if _, err := c.RemoveHost(t.Context(), "h1"); err != nil {
+		t.Fatal(err)
+	}
+	if d, err := c.DescribeHost("h1"); fault.KindOf(err) != fault.NotFound {
+		t.Errorf("a removed host is %+v, %v", d, err)
+	}
+	if err := c.ConnectJoined(h, uid); fault.KindOf(err) != fault.Denied {
+		t.Errorf("a connection that was let in before the removal: %v, want that it is refused", err)
+	}
+	for what, write := range map[string]func() error{
+		"blocks":        func() error { return c.changeHost(t.Context(), "h1", adding(c.freeBlocks(1))) },
+		"a description": func() error { return c.Remember(t.Context(), h.Describe()) },
+		"a loss":        func() error { c.noteLost(t.Context(), "h1", true); return noHost("h1") },
+	} {
+		if err := write(); fault.KindOf(err) != fault.NotFound {
+			t.Errorf("%s of a removed host: %v, want not found", what, err)
+		}
+	}
+	if err := c.grantBlocks(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if e, err := c.cfg.Store.Get(t.Context(), store.HostKey("h1")); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("the record of a removed host is %s, %v", e.Value, err)
+	}
+	back := joinAt(t, c, "h1", "192.0.2.1")
+	if err := c.ConnectJoined(back, uid); fault.KindOf(err) != fault.Denied {
+		t.Errorf("the former host of a name: %v, want that it is refused", err)
+	}
+}
+
 // lagging is a host that says only when it is let that it has carried out what it was told.
 type lagging struct {
 	*sim.Host

@@ -45,10 +45,11 @@ type plane struct {
 	beats   int
 }
 
-func (p *plane) Connect(l host.Link) {
+func (p *plane) Connect(l host.Link, _ string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.links[l.Describe().Name] = l
+	return nil
 }
 
 func (p *plane) Disconnect(l host.Link, _ time.Time, why error) {

@@ -21,6 +21,9 @@ type remote struct {
 	gone   context.Context // ends with the connection
 	end    context.CancelCauseFunc
 
+	connecting sync.Mutex    // held while the control plane is told that the host is there, or not there any more; taken before mu
+	finished   chan struct{} // closed when it has been told of the end
+
 	mu       sync.Mutex // guards what follows
 	describe host.Host
 	heard    time.Time

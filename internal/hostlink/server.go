@@ -35,9 +35,11 @@ const maxSkew = 30 * time.Second
 
 // Control is the control plane as hosts see it. Methods must not block on a host.
 type Control interface {
-	// Connect makes a host available. It has told all that it knows of its groups.
-	Connect(link host.Link)
-	// Disconnect takes it away again; heard is when it said something last, why is for people.
+	// Connect makes a host available that joined as uid. It has told all that it knows of its groups. Errors: denied, when
+	// it is not of the fleet any more.
+	Connect(link host.Link, uid string) error
+	// Disconnect takes it away again; heard is when it said something last, why is for people. The connection's Connect has
+	// returned or never comes, and that of the host's next connection comes later.
 	Disconnect(link host.Link, heard time.Time, why error)
 	// Report takes over what a host says of a group; it checks that the group is the host's.
 	Report(name string, s group.Status)
@@ -148,7 +150,7 @@ func (s *Server) connect(ss grpc.ServerStream) error {
 	gone, end := context.WithCancelCause(ss.Context())
 	defer end(nil)
 	first.Hello.Host.Underlay = callerAddr(ss.Context())
-	r := &remote{server: s, id: id, out: newOutbox(), gone: gone, end: end, describe: first.Hello.Host, heard: time.Now(),
+	r := &remote{server: s, id: id, out: newOutbox(), gone: gone, end: end, finished: make(chan struct{}), describe: first.Hello.Host, heard: time.Now(),
 		statuses: map[string]group.Status{}, asked: map[int64]chan answer{}}
 	s.enter(r)
 	r.out.put(&down{Welcome: &welcome{Version: Version, Term: term, Every: s.cfg.Every, Time: time.Now(), Servers: s.cfg.Servers()}})
@@ -180,7 +182,7 @@ func checkHello(id Identity, h *hello, term int64) error {
 	return h.Host.Check()
 }
 
-// enter makes a host known; a connection that it had before ends.
+// enter makes a host known, after the end of the connection that it had before.
 func (s *Server) enter(r *remote) {
 	s.mu.Lock()
 	old := s.hosts[r.id.Name]
@@ -188,15 +190,20 @@ func (s *Server) enter(r *remote) {
 	s.mu.Unlock()
 	if old != nil {
 		old.end(errors.New("the host has connected anew"))
+		<-old.finished
 	}
 }
 
+// leave takes a host away whose connection has ended.
 func (s *Server) leave(r *remote, why error) {
+	defer close(r.finished)
 	s.mu.Lock()
 	if s.hosts[r.id.Name] == r {
 		delete(s.hosts, r.id.Name)
 	}
 	s.mu.Unlock()
+	r.connecting.Lock() // the reader may be about to connect it
+	defer r.connecting.Unlock()
 	r.mu.Lock()
 	heard := r.heard
 	r.left = true
@@ -255,9 +262,21 @@ func (r *remote) readAll(ss grpc.ServerStream) error {
 		}
 		if u.Synced && !synced {
 			synced = true
-			r.server.cfg.Control.Connect(r)
+			if err := r.connect(); err != nil {
+				return err
+			}
 		}
 	}
+}
+
+// connect tells the control plane of the host, unless its connection has ended meanwhile.
+func (r *remote) connect() error {
+	r.connecting.Lock()
+	defer r.connecting.Unlock()
+	if r.gone.Err() != nil {
+		return context.Cause(r.gone)
+	}
+	return r.server.cfg.Control.Connect(r, r.id.UID)
 }
 
 // take takes in one message. What a host says is checked here, once; an impossible report ends the connection.

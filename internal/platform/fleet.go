@@ -92,15 +92,18 @@ func (f *fleet) api(network string) *httpapi.Fleet {
 }
 
 // Connect implements hostlink.Control.
-func (f *fleet) Connect(link host.Link) {
+func (f *fleet) Connect(link host.Link, uid string) error {
 	l := f.lead()
 	if l == nil {
-		return
+		return nil // its connection ends when this server knows that it does not lead
 	}
-	l.ctrl.Connect(link)
-	if err := l.ctrl.Remember(l.ctx, link.Describe()); err != nil && l.ctx.Err() == nil {
+	if err := l.ctrl.ConnectJoined(link, uid); err != nil {
+		return err
+	}
+	if err := l.ctrl.Remember(l.ctx, link.Describe()); err != nil && fault.KindOf(err) != fault.NotFound && l.ctx.Err() == nil {
 		f.log.Error("remember a host", "host", link.Describe().Name, "error", err)
 	}
+	return nil
 }
 
 // Disconnect implements hostlink.Control.
