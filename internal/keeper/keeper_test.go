@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -117,6 +118,25 @@ func (r *rig) dial() {
 		}
 		time.Sleep(time.Millisecond)
 	}
+}
+
+// refused dials the keeper again and again until the function that it gives is called, which says how often nobody listened.
+func (r *rig) refused() func() int {
+	ctx, cancel := context.WithCancel(context.Background())
+	n := make(chan int)
+	go func() {
+		times := 0
+		for ctx.Err() == nil {
+			c, err := net.Dial("unix", keeper.Socket(filepath.Join(r.dir, "run")))
+			if err == nil {
+				c.Close()
+			} else {
+				times++
+			}
+		}
+		n <- times
+	}()
+	return func() int { cancel(); return <-n }
 }
 
 func (r *rig) park(slot string) {
@@ -271,11 +291,15 @@ func TestUpgradeInPlaceLosesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	self, _ := os.Executable()
+	refused := r.refused()
 	if err := r.k.Upgrade(context.Background(), self); err != nil {
 		t.Fatal(err)
 	}
 	<-r.k.Gone()
 	r.dial()
+	if n := refused(); n > 0 {
+		t.Errorf("%d callers were refused during the upgrade: an agent would start another keeper", n)
+	}
 	slots, containers, err := r.k.List(context.Background())
 	if err != nil || len(containers) != 1 || containers[0].Exited || len(slots) != 1 || string(slots[0].Label) != `{"a":1}` {
 		t.Fatalf("after the upgrade: slots %v, containers %v, %v", slots, containers, err)
@@ -285,6 +309,9 @@ func TestUpgradeInPlaceLosesNothing(t *testing.T) {
 	}
 	if c := r.exit("d"); *c.ExitCode != 4 {
 		t.Errorf("exit code = %d, want 4", *c.ExitCode)
+	}
+	if err := r.k.Upgrade(context.Background(), os.DevNull); err == nil {
+		t.Error("an empty file took the keeper's place")
 	}
 	_ = r.k.Signal(context.Background(), "c", int(unix.SIGTERM))
 	if c := r.exit("c"); c.ExitCode == nil || *c.ExitCode != 9 {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"net"
@@ -28,9 +29,10 @@ type Config struct {
 // Server is the keeper's state. Lock order: Server.mu before nothing; it is held for map work only, never for IO on
 // the start path.
 type Server struct {
-	cfg     Config
-	program *os.File // sealed copy of our own binary, what inits are executed from
-	version string   // of the program
+	cfg      Config
+	program  *os.File // sealed copy of our own binary, what inits are executed from
+	version  string   // of the program
+	listener *net.UnixListener
 
 	starting sync.RWMutex // held for reading by parks and starts, for writing by an upgrade
 
@@ -87,21 +89,18 @@ func Serve(cfg Config) error {
 		return fmt.Errorf("adopt containers: %w", err)
 	}
 	s.reaper.collect() // children of the earlier program that have ended meanwhile
-	_ = os.Remove(Socket(cfg.Dir))
-	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: Socket(cfg.Dir), Net: "unix"})
-	if err != nil {
-		return err
-	}
-	if err := os.Chmod(Socket(cfg.Dir), 0o600); err != nil {
-		return err
+	if s.listener == nil {
+		if s.listener, err = listen(Socket(cfg.Dir)); err != nil {
+			return err
+		}
 	}
 	go func() {
 		<-s.quit
-		listener.Close()
+		s.listener.Close()
 	}()
 	go func() { cfg.Log.Error("watch the lease", "error", s.fence.watch()) }()
 	for {
-		c, err := listener.AcceptUnix()
+		c, err := s.listener.AcceptUnix()
 		if err != nil {
 			if errors.Is(err, net.ErrClosed) {
 				return nil
@@ -110,6 +109,18 @@ func Serve(cfg Config) error {
 		}
 		go s.serve(&conn{UnixConn: c})
 	}
+}
+
+// listen makes the socket, in place of an earlier keeper's.
+func listen(path string) (*net.UnixListener, error) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	return l, os.Chmod(path, 0o600)
 }
 
 // seal copies a program into memory that nothing can change: what is executed inside a container's namespaces is

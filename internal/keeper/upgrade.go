@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"strconv"
 	"syscall"
@@ -20,6 +21,8 @@ import (
 type inheritance struct {
 	Slots     []inheritedSlot `json:"slots"`
 	Terminals map[string]int  `json:"terminals"` // container → descriptor of its terminal
+	// Listener is the socket's: who connects meanwhile waits, and does not take the keeper for dead and start another.
+	Listener int `json:"listener,omitempty"`
 }
 
 type inheritedSlot struct {
@@ -66,15 +69,22 @@ func (s *Server) upgrade(path string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	left, keep := s.bequeath()
+	if left.Listener, err = descriptor(s.listener); err != nil {
+		return err
+	}
 	fd, err := memFile(left)
 	if err != nil {
 		return err
 	}
-	for _, f := range append(keep, fd) {
-		if _, err := unix.FcntlInt(f.Fd(), unix.F_SETFD, 0); err != nil {
-			return err
-		}
+	defer fd.Close()
+	fds := []int{left.Listener, int(fd.Fd())}
+	for _, f := range keep {
+		fds = append(fds, int(f.Fd()))
 	}
+	syscall.ForkLock.Lock() // no child gets what is left to the next program
+	defer syscall.ForkLock.Unlock()
+	defer closeOnExec(fds, unix.FD_CLOEXEC)
+	closeOnExec(fds, 0)
 	for _, ct := range s.containers {
 		if ct.log != nil && !ct.Exited {
 			ct.log.close()
@@ -110,6 +120,23 @@ func (s *Server) bequeath() (inheritance, []*os.File) {
 		}
 	}
 	return left, keep
+}
+
+// descriptor is a listener's own.
+func descriptor(l *net.UnixListener) (number int, err error) {
+	raw, err := l.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	err = raw.Control(func(fd uintptr) { number = int(fd) })
+	return number, err
+}
+
+// closeOnExec says whether descriptors go to the next program: 0, or not: FD_CLOEXEC.
+func closeOnExec(fds []int, flag int) {
+	for _, fd := range fds {
+		_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETFD, flag) // fails for descriptors that are not open, and these are
+	}
 }
 
 // memFile writes v as JSON into memory, to be read from the start.
@@ -170,6 +197,25 @@ func (s *Server) inherit() (map[string]*os.File, error) {
 		}
 		terminals[id] = open(fd, "terminal")
 	}
+	if left.Listener != 0 {
+		if s.listener, err = inheritListener(open(left.Listener, "listener")); err != nil {
+			return nil, err
+		}
+	}
 	s.cfg.Log.Info("upgraded in place", "slots", len(s.slots))
 	return terminals, nil
+}
+
+func inheritListener(f *os.File) (*net.UnixListener, error) {
+	defer f.Close()
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, fmt.Errorf("inherited listener: %w", err)
+	}
+	unixListener, ok := l.(*net.UnixListener)
+	if !ok {
+		return nil, fmt.Errorf("the inherited listener is one for %s", l.Addr().Network())
+	}
+	unixListener.SetUnlinkOnClose(true)
+	return unixListener, nil
 }
