@@ -62,6 +62,10 @@ var mutants = []mutant{
 		"func (p *Path) Fence(v View) error {", "func (p *Path) Fence(v View) error {\n\tif len(v.Peers) == 0 {\n\t\treturn nil\n\t}", []string{"./internal/network", "-run", "TestFastPathFences"}},
 	{"processors remember ways that have been taken out", "internal/network/fastpath/fastpath.go",
 		"\tif p.changed {", "\tif p.changed && p.epoch == 0 {", []string{"./internal/network", "-run", "TestFastPathFences"}},
+	{"a removed host is written down anew", "internal/controller/join.go",
+		"r.revision == store.Absent && !connected", "r.revision < store.Absent && !connected", []string{"./internal/controller", "-run", "TestRemovedHost"}},
+	{"a host's next connection does not wait for the end of the last", "internal/hostlink/server.go",
+		"\t\t<-old.finished\n", "", []string{"./internal/hostlink", "-run", "TestConnections"}},
 	{"a removed host's certificate is let in", "internal/controller/join.go",
 		"r == nil || r.UID == \"\" || r.UID != uid", "r == nil && uid == \"\"", []string{"./internal/controller", "-run", "TestHostIsForgotten"}},
 }
